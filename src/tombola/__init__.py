@@ -1,0 +1,53 @@
+"""Tombola draws winning lottery tickets from deep generative models.
+
+The public names are imported when first used, so that ``import tombola`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tombola.errors import ConfigError, DataError, TicketError, UserError
+
+if TYPE_CHECKING:
+    from tombola.api import find, load_model
+    from tombola.sparsity.tickets import Ticket, load, save_ticket
+    from tombola.tasks.base import Task, Turn
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Task": "tombola.tasks.base",
+    "Ticket": "tombola.sparsity.tickets",
+    "Turn": "tombola.tasks.base",
+    "find": "tombola.api",
+    "load": "tombola.sparsity.tickets",
+    "load_model": "tombola.api",
+    "save_ticket": "tombola.sparsity.tickets",
+}
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Task",
+    "Ticket",
+    "TicketError",
+    "Turn",
+    "UserError",
+    "__version__",
+    "find",
+    "load",
+    "load_model",
+    "save_ticket",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tombola' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,253 @@
+"""What the command line and Python share: find, train, sample and report as functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tombola.config import Config, build
+from tombola.data.sources import save_tensor_source
+from tombola.engine import search
+from tombola.engine.judging import save_grid
+from tombola.engine.output import task_name
+from tombola.engine.search import Progress, Request, Result
+from tombola.errors import ConfigError, TicketError
+from tombola.recipes import recipes
+from tombola.registry import TASKS, file_sha256
+from tombola.report.page import write_report
+from tombola.runtime import rng
+from tombola.sparsity.layout import shown
+from tombola.sparsity.tickets import load_model_file, read_manifest
+from tombola.tasks.base import Task
+from tombola.training.trainer import load_weights
+
+FIND_KEYS = {
+    "method": "search",
+    "rounds": "search",
+    "rate": "search",
+    "sparsity": "search",
+    "rewind": "search",
+    "controls": "search",
+    "seeds": "search",
+    "prune": "prune",
+    "epochs": "train",
+    "steps": "train",
+    "precision": "train",
+    "preset": "task",
+    "workers": "run",
+    "threads": "run",
+    "device": "run",
+    "keep": "run",
+}
+"""Option of ``find`` -> the config section it belongs to."""
+
+
+def find(
+    task: str | type[Task],
+    *,
+    data: Any = "digits",
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Search tickets, as the command ``tombola find`` does, and write the folder and its report.
+
+    ``task``: a registered name, ``path/to/file.py:Class``, or a Task class from a file. ``data``: a
+    source's name, a uint8 tensor (N, C, H, W), or a Dataset. ``options``: rounds, rate, seeds,
+    method, rewind, prune, controls, epochs, steps, precision, preset, workers, threads, device,
+    keep. ``settings``: tables as in a config file. UserError for bad input.
+    """
+    tables: dict[str, dict[str, Any]] = {k: dict(v) for k, v in (settings or {}).items()}
+    for name, value in options.items():
+        if name not in FIND_KEYS:
+            raise ConfigError(
+                f"find has no option {name!r}; it has: {', '.join(FIND_KEYS)}, "
+                "and settings for every key of a config file"
+            )
+        key = "networks" if name == "prune" else name
+        value = str(value) if name == "rate" else value
+        tables.setdefault(FIND_KEYS[name], {})[key] = value
+    tables.setdefault("task", {})["name"] = task_spec(task)
+    folder = None if out is None else Path(out)
+    if not isinstance(data, str):
+        data = save_tensor_source(data, (folder or Path("runs")) / "data.safetensors")
+    tables.setdefault("data", {})["name"] = data
+    request = find_request(
+        build(tables),
+        Path(data_dir) if data_dir else None,
+        folder,
+        f"tombola.find({task_spec(task)!r})",
+    )
+    return carry_out(request, progress)
+
+
+def task_spec(task: str | type[Task]) -> str:
+    """A task as the command line names it; a class must come from a file, which workers import."""
+    if isinstance(task, str):
+        return task
+    if task.__module__.startswith("tombola."):
+        return next(name for name in TASKS.names() if TASKS.load(name) is task)
+    try:
+        source = inspect.getsourcefile(task)
+    except TypeError:
+        source = None
+    if source is None or not Path(source).is_file():
+        raise ConfigError(
+            f"task {task.__name__} is in no file, so workers cannot import it; "
+            "put the class into a .py file"
+        )
+    return f"{source}:{task.__name__}"
+
+
+def find_request(config: Config, data_dir: Path | None, out: Path | None, command: str) -> Request:
+    """The request of a ticket search."""
+    method = "+".join(config.search.method)
+    out = out or search.default_out(config, data_dir, method)
+    return Request(
+        config=config, data_dir=data_dir, out=out, command=command, planner=recipes.search
+    )
+
+
+def train_request(
+    config: Config,
+    data_dir: Path | None,
+    out: Path | None,
+    command: str,
+    ticket: Path | None = None,
+) -> Request:
+    """The request of training the dense task, or a ticket as ``find`` trained it."""
+    if ticket is None:
+        out = out or search.default_out(config, data_dir, "dense")
+        return Request(
+            config=config, data_dir=data_dir, out=out, command=command, planner=recipes.dense
+        )
+    manifest = read_manifest(ticket)
+    sha256 = file_sha256(ticket)
+    facts = {
+        "sha256": sha256,
+        "method": manifest["method"],
+        "seed": manifest["seed"],
+        "networks": config.prune.networks[0],
+        "rewind": config.search.rewind[0],
+        "rewind_step": manifest["rewind_step"],
+        "round": manifest["round"],
+    }
+
+    def planner(setting: Any) -> recipes.Plan:
+        if setting.images.sha256 != manifest["data_hash"]:
+            raise TicketError(
+                f"{ticket} was found on other images (data {shown(manifest['data'])}, "
+                f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
+                f"({setting.images.sha256[:12]}...); give the data it was found on"
+            )
+        if task_name(setting) != manifest["task"]:
+            raise TicketError(
+                f"{ticket} is a ticket of task {shown(manifest['task'])}, not of "
+                f"{task_name(setting)}; give its own task"
+            )
+        return recipes.from_ticket(setting, facts)
+
+    out = out or search.default_out(config, data_dir, f"ticket-{sha256[:8]}")
+    return Request(
+        config=config,
+        data_dir=data_dir,
+        out=out,
+        command=command,
+        planner=planner,
+        inputs={sha256: str(ticket.absolute())},
+    )
+
+
+def carry_out(request: Request, progress: Progress | None = None) -> Result:
+    """Run a request and write its report."""
+    result = search.run(request, progress)
+    write_report(request.out)
+    return result
+
+
+def load_model(path: str | Path, task: str | type[Task] | None = None) -> dict[str, nn.Module]:
+    """The trained networks of a model file, in eval mode on the CPU.
+
+    A file never decides what code runs: a task of the user's own is built only if ``task`` names
+    it. TicketError if the file is unsound or does not fit the task.
+    """
+    weights, manifest = load_model_file(path)
+    return model_networks(path, weights, manifest, task)[1]
+
+
+def model_networks(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    task: str | type[Task] | None,
+) -> tuple[Task, dict[str, nn.Module]]:
+    """(task, networks in eval mode) of a model file that was read."""
+    name = manifest.get("task")
+    if task is None:
+        if not isinstance(name, str) or name not in TASKS.names():
+            raise TicketError(
+                f"{path} is a model of task {shown(name)}, which is not registered; "
+                "say with --task path/to/file.py:Class which code builds it"
+            )
+        task = name
+    kind = TASKS.load(task) if isinstance(task, str) else task
+    stored = manifest.get("config")
+    options = dict(stored.get("task", {})) if isinstance(stored, Mapping) else {}
+    allowed = kind.options()
+    try:
+        built = kind(**{k: v for k, v in options.items() if k in allowed and k != "name"})
+        shape = tuple(int(v) for v in manifest["shape"])
+        networks = built.networks(shape)
+        load_weights(networks, weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TicketError(
+            f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
+            "give the task it was trained with"
+        ) from error
+    for network in networks.values():
+        network.eval()
+    return built, networks
+
+
+def sample(
+    path: Path,
+    n: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    task: str | None = None,
+    data: str = "",
+    data_dir: Path | None = None,
+) -> list[Path]:
+    """Write ``n`` images of a model file as PNG files and one grid; returns their paths.
+
+    Autoencoders have no prior: they reconstruct the first ``n`` images of ``data``'s judge split.
+    """
+    from tombola.data.batches import normalise, to_uint8
+    from tombola.data.sources import load_images
+
+    weights, manifest = load_model_file(path)
+    built, networks = model_networks(path, weights, manifest, task)
+    source = data or str(manifest.get("data", ""))
+    with torch.no_grad():
+        if built.latent:
+            made = built.sample(networks, built.latents(n, rng(seed, "sample")))
+        else:
+            shape = tuple(int(v) for v in manifest["shape"])
+            images = load_images(source, shape, data_dir=data_dir)  # type: ignore[arg-type]
+            made = built.reconstruct(networks, normalise(images.splits["judge"][:n]))
+    pictures = to_uint8(made)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, picture in enumerate(pictures):
+        paths.append(out / f"{index:05d}.png")
+        save_grid(paths[-1], picture[None], columns=1)
+    save_grid(out / "grid.png", pictures[:64])
+    return [*paths, out / "grid.png"]

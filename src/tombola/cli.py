@@ -1,0 +1,219 @@
+"""The command line: parse, call, print, exit. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import tombola
+from tombola.errors import ConfigError, UserError, unknown
+
+DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
+TO_COME = {
+    "figure": "every model",
+    "export": "early bird",
+    "transfer": "travel",
+    "run": "travel",
+    "publish": "travel",
+    "reproduce": "later",
+}
+"""Commands of the contract that are not built yet, and the part that brings them."""
+_NOT_BUILT = {
+    "--compress": "early bird",
+    "--compact": "early bird",
+    "--diff": "travel",
+    "--rebuild": "travel",
+    "--cluster": "later",
+    "--transfer-to": "travel",
+}
+_USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors, so that they are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"{self.prog} --help lists what is allowed"
+        raise ConfigError(f"{message}; {hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code of the contract (0, 1, 2 or 130)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(str(error), USER)
+    except KeyboardInterrupt:
+        line = shlex.join(["tombola", *arguments])
+        print(f"\ninterrupted; nothing is lost. To resume: {line}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+    except OSError as error:
+        return _os_error(error)
+    except Exception as error:
+        if os.environ.get("TOMBOLA_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error} (this is a fault of Tombola; set TOMBOLA_DEBUG=1 "
+        return _fail(text + "to see where, and report it)", FAULT)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _os_error(error: OSError) -> int:
+    """A full disk is exit 1; a place that cannot be written or read is the user's to mend."""
+    name = error.filename or ""
+    text = f"{name}: {error.strerror}" if error.strerror else str(error)
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return _fail(
+            f"the disk is full ({text}); free some space and run the same command again: "
+            "what is finished is kept",
+            FAULT,
+        )
+    if error.errno in _USER_ERRNOS or "Permission denied" in text or "Read-only" in text:
+        return _fail(f"cannot use {text}; choose another folder or mend its permissions", USER)
+    return _fail(f"{text} (run the same command again to go on)", FAULT)
+
+
+def _fail(text: str, code: int) -> int:
+    print("error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in TO_COME:
+        raise ConfigError(
+            f"command {arguments[0]!r} is not built yet (part: "
+            f"{TO_COME[arguments[0]]}); tombola --help lists what is"
+        )
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in _NOT_BUILT:
+            raise ConfigError(
+                f"option {option} is not built yet (part: {_NOT_BUILT[option]}); leave it out"
+            )
+    parser, commands = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise unknown("command", arguments[0], commands)
+    options = parser.parse_args(arguments)
+    if "function" not in options:
+        parser.print_help()
+        return DONE
+    from tombola import commands as does
+
+    code: int = getattr(does, options.function)(options)
+    return code
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = _Parser(
+        prog="tombola",
+        description="Draws winning lottery tickets from deep generative models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tombola {tombola.__version__}")
+    sub = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = sub.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(function=f"do_{name}")
+        return made
+
+    _add_find(command("find", "Search winning tickets and prove them with a report."))
+    train = command("train", "Train the dense task, or a ticket as find trained it.")
+    _add_common(train)
+    train.add_argument("--ticket", metavar="FILE", help="a ticket file that find has written")
+    sample = command("sample", "Make images from a trained model file.")
+    sample.add_argument("file", metavar="FILE")
+    sample.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: 64)")
+    sample.add_argument("--out", required=True, metavar="DIR")
+    sample.add_argument("--seed", type=int, default=0, metavar="S")
+    _add_task_option(sample)
+    sample.add_argument("--data", metavar="DATA", help="images to reconstruct (autoencoders)")
+    sample.add_argument("--data-dir", metavar="DIR")
+    inspect = command("inspect", "Show what is in a ticket or model file.")
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--json", action="store_true")
+    verify = command("verify", "Check a file's format, checksum and masks; exit 0 if sound.")
+    verify.add_argument("file", metavar="FILE")
+    report = command("report", "Write report.html again from what is there.")
+    report.add_argument("dir", metavar="DIR")
+    listing = command("list", "What exists: tasks, data, methods or metrics.")
+    listing.add_argument("what", choices=("tasks", "data", "methods", "metrics"))
+    listing.add_argument("--json", action="store_true")
+    doctor = command("doctor", "Device, versions, data and judge files: found or missing.")
+    doctor.add_argument("--data-dir", metavar="DIR")
+    doctor.add_argument("--json", action="store_true")
+    return parser, [*sub.choices]
+
+
+def _add_task_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task",
+        metavar="path/to/file.py:Class",
+        help="the code of a user's task; never run because a file names it",
+    )
+
+
+def _add_find(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    add = parser.add_argument
+    add("--method", metavar="LIST", help="imp, one-shot (default: imp)")
+    add(
+        "--prune",
+        action="append",
+        metavar="NETWORK[,NETWORK]",
+        help="networks to prune, once per arm; all = every network (default: all)",
+    )
+    add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
+    add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
+    add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
+    add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
+    add(
+        "--controls",
+        metavar="LIST|none",
+        help="reinit, shuffle, erk, reinit-chain (default: reinit,shuffle)",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="a name, or path/to/file.py:ClassName")
+    add = parser.add_argument
+    add(
+        "--data",
+        metavar="DATA",
+        help="digits, mnist, cifar10, celeba, folder:PATH (default: digits)",
+    )
+    add("--epochs", type=float, metavar="N", help="training length in epochs")
+    add("--steps", type=int, metavar="N", help="training length in steps")
+    add("--seeds", type=int, metavar="N", help="training seeds (default: 3; train: 1)")
+    add("--out", metavar="DIR", help="default: runs/<task>-<data>-<method>")
+    add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
+    add("--preset", metavar="NAME", help="quick (a laptop's size, the default) or paper")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="any key of the config, such as task.width=16",
+    )
+    add("--config", metavar="FILE.toml", help="a config as --dry-run prints it")
+    add("--workers", type=int, metavar="N", help="processes (default: up to the cores)")
+    add("--threads", type=int, metavar="N", help="threads of each (default: cores / workers)")
+    add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
+    add("--precision", metavar="LIST", help="fp32, bf16 (default: fp32)")
+    add("--keep", metavar="all", help="keep every trained network and judged state")
+    add("--skip-broken", action="store_true", default=None, help="leave broken images out")
+    add("--json", action="store_true", help="print summary.json's object")
+    add("--dry-run", action="store_true", help="resolve, plan and estimate; train nothing")

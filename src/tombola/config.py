@@ -1,0 +1,413 @@
+"""What one search is: frozen sections with their defaults, read from flags, TOML and --set.
+
+Nothing here imports torch, so that every name and number is checked before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import ConfigError, unknown
+from tombola.registry import CRITERIA, DATA, TASKS, is_file_spec
+
+METHODS = ("imp", "one-shot")
+METHODS_TO_COME = ("early-bird", "snip", "grasp", "synflow", "random")
+CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain")
+CONTROLS_TO_COME = ("thin-parameters", "thin-flops", "random-channels", "dense-long")
+PRESETS = ("quick", "paper")
+PRECISIONS = ("fp32", "bf16")
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSection:
+    """``task.*``: which model; every other key is an option of the task itself."""
+
+    name: str = "linear-ae"
+    """A registered name or path/to/file.py:ClassName."""
+    preset: str = "quick"
+    """quick (a laptop's size) or paper."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the task, such as width or learning_rate."""
+
+    def __post_init__(self) -> None:
+        TASKS.check(self.name)
+        _one_of("preset", self.preset, PRESETS, to_come=("shared",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """``data.*``: which images."""
+
+    name: str = "digits"
+    """A registered name, folder:PATH or path/to/file.py:NAME."""
+    skip_broken: bool = False
+    """Leave broken images of a folder out instead of stopping."""
+
+    def __post_init__(self) -> None:
+        if not self.name.startswith(("folder:", "tensor:")):
+            if not is_file_spec(self.name) and self.name not in DATA.names():
+                raise unknown(
+                    "data source",
+                    self.name,
+                    [*DATA.names(), "folder:PATH"],
+                    "or path/to/file.py:NAME",
+                )
+            DATA.check(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection:
+    """``train.*``: how long and in which arithmetic."""
+
+    steps: int = 0
+    """Training length in steps; 0 = by epochs, or as the preset says."""
+    epochs: float = 0.0
+    """Training length in epochs; 0 = by steps, or as the preset says."""
+    precision: tuple[str, ...] = ("fp32",)
+    """fp32 or bf16; several values are arms."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are judged; 0 = none are kept."""
+
+    def __post_init__(self) -> None:
+        _integer("train.steps", self.steps, low=0)
+        _number("train.epochs", self.epochs, low=0.0)
+        if self.steps and self.epochs:
+            raise ConfigError(
+                f"both steps ({self.steps}) and epochs ({self.epochs:g}) are given; "
+                "give --steps or --epochs, not both"
+            )
+        for value in self.precision:
+            _one_of("precision", value, PRECISIONS, to_come=("fp16",))
+        _distinct("precision", self.precision)
+        _number("train.ema", self.ema, low=0.0, high=1.0, open_high=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSection:
+    """``prune.*``: which weights may go."""
+
+    networks: tuple[str, ...] = ("all",)
+    """One set per arm: all, or names of networks joined by commas."""
+    exclude: tuple[str, ...] = ()
+    """Layers that are never pruned: first, last (of each network) or parameter names."""
+    criterion: str = "magnitude"
+    """A registered criterion or path/to/file.py:NAME."""
+
+    def __post_init__(self) -> None:
+        CRITERIA.check(self.criterion)
+        if not self.networks or not all(self.networks):
+            raise ConfigError("prune.networks is empty; give all or names of networks")
+        _distinct("prune", self.networks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSection:
+    """``search.*``: how tickets are sought and against what they are held."""
+
+    method: tuple[str, ...] = ("imp",)
+    """imp or one-shot; several values are arms."""
+    rounds: int = 20
+    """Levels of sparsity."""
+    rate: str = "0.2"
+    """Share of the remaining weights removed each round, a decimal in (0, 1)."""
+    sparsity: tuple[str, ...] = ()
+    """Levels given outright instead of by rounds and rate: decimals in (0, 1), ascending."""
+    rewind: tuple[str, ...] = ("10it",)
+    """Where the weights go back to: 500it, 2ep, 0it; several values are arms."""
+    optimizer_at_rewind: str = "fresh"
+    """fresh, or restore the optimizer's state at the rewind step."""
+    controls: tuple[str, ...] = ("reinit", "shuffle")
+    """reinit, shuffle, erk, reinit-chain; empty = none."""
+    seeds: int = 3
+    """Training seeds 0..seeds-1."""
+
+    def __post_init__(self) -> None:
+        for value in self.method:
+            _one_of("method", value, METHODS, to_come=METHODS_TO_COME)
+        _distinct("method", self.method)
+        for value in self.controls:
+            _one_of("control", value, CONTROLS, to_come=CONTROLS_TO_COME)
+        _distinct("controls", self.controls)
+        _integer("search.rounds", self.rounds, low=1)
+        _integer("search.seeds", self.seeds, low=1)
+        decimal_fraction("rate", self.rate)
+        levels = [decimal_fraction("sparsity", value) for value in self.sparsity]
+        if any(b <= a for a, b in itertools.pairwise(levels)):
+            raise ConfigError(
+                f"sparsity levels {','.join(self.sparsity)} do not ascend; "
+                "give them from low to high, each once"
+            )
+        for value in self.rewind:
+            parse_rewind(value)
+        _distinct("rewind", self.rewind)
+        _one_of("optimizer_at_rewind", self.optimizer_at_rewind, ("fresh", "restore"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSection:
+    """``judge.*``: how trained networks are judged."""
+
+    samples: int = 10000
+    """At most this many real images and as many fakes."""
+    sampling_seeds: int = 3
+    """How often one dense network is sampled anew to show the judge's own noise."""
+    epochs: float = 0.0
+    """Training length of a data set's own classifier; 0 = 30 epochs, at least 1,500 steps."""
+
+    def __post_init__(self) -> None:
+        _integer("judge.samples", self.samples, low=2)
+        _integer("judge.sampling_seeds", self.sampling_seeds, low=1)
+        _number("judge.epochs", self.epochs, low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSection:
+    """``verdict.*``: margins by kind of metric (reconstruction_error, elbo, fcd, ...)."""
+
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """A share of the dense mean, or absolute where the metric's margin is absolute."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.margins.items():
+            _number(f"verdict.{name}", value, low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """``run.*``: where it runs; of these only device type and threads make a run another run."""
+
+    workers: int = 0
+    """Processes; 0 = as many as there are independent chains, up to the cores."""
+    threads: int = 0
+    """Threads of each worker; 0 = cores divided by workers."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:i."""
+    keep: str = "final"
+    """final, or all: every trained network and every state that was judged."""
+
+    def __post_init__(self) -> None:
+        _integer("run.workers", self.workers, low=0)
+        _integer("run.threads", self.threads, low=0)
+        _one_of("keep", self.keep, ("final", "all"))
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
+            raise ConfigError(f"unknown device {self.device!r}; choose auto, cpu, cuda or cuda:0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One search, whole."""
+
+    task: TaskSection = field(default_factory=TaskSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    prune: PruneSection = field(default_factory=PruneSection)
+    search: SearchSection = field(default_factory=SearchSection)
+    judge: JudgeSection = field(default_factory=JudgeSection)
+    verdict: VerdictSection = field(default_factory=VerdictSection)
+    run: RunSection = field(default_factory=RunSection)
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The config as plain tables, as ``--config`` reads them and ``config.json`` keeps them."""
+        tables: dict[str, dict[str, Any]] = {}
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            table = {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)}
+            table.update(table.pop(_OPEN.get(section.name, ""), {}))
+            tables[section.name] = table
+        return tables
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "task": TaskSection,
+    "data": DataSection,
+    "train": TrainSection,
+    "prune": PruneSection,
+    "search": SearchSection,
+    "judge": JudgeSection,
+    "verdict": VerdictSection,
+    "run": RunSection,
+}
+_OPEN = {"task": "options", "verdict": "margins"}
+"""Sections that take keys beyond their fields, and the field that gathers them."""
+
+
+def build(tables: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Tables of values (from TOML, flags or ``--set``) -> a checked Config; ConfigError if not."""
+    sections: dict[str, Any] = {}
+    for name, table in tables.items():
+        if name not in _SECTIONS:
+            raise unknown("config section", name, _SECTIONS)
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"config section {name!r} got {table!r}; it takes key = value lines")
+        sections[name] = _section(name, table)
+    return Config(**sections)
+
+
+def _section(name: str, table: Mapping[str, Any]) -> Any:
+    kind = _SECTIONS[name]
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    open_field = _OPEN.get(name)
+    values: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in fields and key != open_field:
+            values[key] = _coerce(f"{name}.{key}", value, fields[key])
+        elif open_field is not None:
+            rest[key] = value
+        else:
+            raise unknown(f"key in section {name}", key, fields)
+    if open_field is not None:
+        values[open_field] = rest
+    return kind(**values)
+
+
+def _coerce(name: str, value: Any, target: dataclasses.Field[Any]) -> Any:
+    """A TOML or command-line value as the field's type; ConfigError names what was expected."""
+    text = str(target.type)
+    if text.startswith("tuple"):
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            items = [items]
+        return tuple(str(item).strip() for item in items if str(item).strip())
+    wanted = {"int": int, "float": float, "bool": bool, "str": str}[text]
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name} got {value!r}; it takes a {wanted.__name__}")
+    return value
+
+
+def parse_value(text: str) -> Any:
+    """The value of a ``--set``: a TOML value where it is one, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a config file; ConfigError naming the line where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror}; "
+            "give a TOML file as --dry-run prints it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the config file {path} is not TOML: {error}; --dry-run prints one to start from"
+        ) from error
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of scalars and lists as TOML text that :func:`read_toml` reads back."""
+    blocks = []
+    for name, table in tables.items():
+        lines = [f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(str(value))
+
+
+def parse_rewind(text: str) -> tuple[float, str]:
+    """``500it`` -> (500, "it"), ``2ep`` -> (2, "ep"); ConfigError for anything else."""
+    number, unit = text[:-2], text[-2:]
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if (
+        unit not in ("it", "ep")
+        or not math.isfinite(value)
+        or value < 0
+        or (unit == "it" and value != int(value))
+    ):
+        raise ConfigError(
+            f"rewind step {text!r} is not understood; give steps as 500it, epochs as "
+            "2ep, or 0it for the initial weights"
+        )
+    return value, unit
+
+
+def decimal_fraction(name: str, text: str) -> Decimal:
+    """A decimal strictly between 0 and 1; ConfigError for anything else."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or not 0 < value < 1:
+        raise ConfigError(f"{name} got {text!r}; it takes a decimal between 0 and 1, both excluded")
+    return value
+
+
+def _one_of(noun: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
+    if value in to_come:
+        raise ConfigError(f"{noun} {value!r} is not built yet; built are: {', '.join(allowed)}")
+    if value not in allowed:
+        raise unknown(noun, value, allowed)
+
+
+def _distinct(noun: str, values: tuple[str, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
+
+
+def _integer(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} got {value}; it takes a whole number of at least {low}")
+
+
+def _number(
+    name: str, value: Any, low: float, high: float = math.inf, open_high: bool = False
+) -> None:
+    fine = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+        and not (open_high and value == high)
+    )
+    if not fine:
+        top = "" if high == math.inf else f" and below {high:g}" if open_high else f" to {high:g}"
+        raise ConfigError(f"{name} got {value!r}; it takes a number from {low:g}{top}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value

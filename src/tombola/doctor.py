@@ -1,0 +1,66 @@
+"""What is found on this machine, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tombola
+from tombola.data.checks import check_source
+from tombola.errors import UserError
+from tombola.metrics.judge_files import cache_dir, find_inception, shipped_judge
+from tombola.registry import DATA
+
+PACKAGES = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "pillow", "matplotlib", "jinja2")
+
+
+def examine(data_dir: Path | None) -> dict[str, Any]:
+    """Device, versions, data sets and judges; what is missing says how to get it."""
+    data = {}
+    for name in DATA.names():
+        try:
+            check_source(name, data_dir)
+            data[name] = "found"
+        except UserError as error:
+            data[name] = str(error)
+    try:
+        inception = find_inception()
+        judge = (
+            f"found: {inception}"
+            if inception
+            else (
+                f"not found: fid, kid and is need inception-2015-12-05.pt in {cache_dir()} or at "
+                "TOMBOLA_INCEPTION; without it fcd and kcd are measured"
+            )
+        )
+    except UserError as error:
+        judge = str(error)
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "cores": os.cpu_count(),
+        "versions": {
+            "tombola": tombola.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "data": data,
+        "judges": {
+            "inception": judge,
+            **{name: "shipped" for name in DATA.names() if shipped_judge(name)},
+        },
+    }
+
+
+def lines(found: dict[str, Any]) -> str:
+    """What :func:`examine` found, for a terminal."""
+    text = [f"device    {found['device']} ({found['cores']} cores)"]
+    for part in ("versions", "data", "judges"):
+        for index, (name, value) in enumerate(found[part].items()):
+            text.append(f"{part if index == 0 else '':9} {name:12} {value}")
+    return "\n".join(text)

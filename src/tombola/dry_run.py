@@ -1,0 +1,70 @@
+"""What a search would do: its config as TOML, its graph, and estimates, as comments around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from tombola.config import to_toml
+from tombola.engine.output import resolved
+from tombola.engine.search import Request, prepare
+from tombola.metrics.statistics import seeds_for_margin
+from tombola.recipes.recipes import Plan
+from tombola.recipes.setting import Setting, seconds_per_step
+from tombola.runs.store import Store
+
+_WEIGHT_BYTES = 4
+
+
+def describe(request: Request) -> str:
+    """TOML that ``--config`` reads back, with the plan and the estimates in comment lines."""
+    setting, plan = prepare(request)
+    tables = resolved(setting, request.command)["config"]
+    asked = setting.config.run
+    # What the machine decides stays open, so that the file works on another machine.
+    tables["run"] = {**dataclasses.asdict(asked)}
+    notes = [*_graph(request, setting, plan), *_estimates(request, setting, plan), *_margins()]
+    return to_toml(tables) + "".join(f"# {line}\n" for line in notes)
+
+
+def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
+    done = Store(request.out / "store").finished()
+    kinds = Counter(node.kind for node in plan.graph)
+    there = Counter(node.kind for node in plan.graph if node.hash in done)
+    lines = [f"out: {request.out}", "graph:"]
+    lines += [
+        f"  {kind}: {count} runs, {there[kind]} of them done"
+        for kind, count in sorted(kinds.items())
+    ]
+    for pool, n in setting.pools.items():
+        kept = [setting.kept(pool, level) for level in range(1, len(setting.levels) + 1)]
+        lines.append(
+            f"  prune {pool}: {n} weights, kept by level: {', '.join(str(k) for k in kept)}"
+        )
+    return lines
+
+
+def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
+    done = Store(request.out / "store").finished()
+    todo = plan.graph.missing(done)
+    steps = sum(node.steps for node in todo)
+    seconds = seconds_per_step(setting)
+    networks = sum(setting.parameters.values()) * _WEIGHT_BYTES
+    trainings = sum(node.kind == "train" for node in todo)
+    total = steps * seconds / setting.workers
+    return [
+        f"work: {2 * setting.work.step_macs:.4g} FLOPs a step ({setting.work.step_macs} MACs), "
+        f"{setting.work.sample_macs} MACs an image",
+        f"left: {steps} training steps in {trainings} trainings, {seconds * 1e3:.3g} ms a step, "
+        f"{setting.workers} workers: about {total / 60:.3g} minutes, judging apart",
+        f"disk: about {2 * trainings * networks / 1e6:.3g} MB at most",
+    ]
+
+
+def _margins() -> list[str]:
+    lines = ["seeds needed to decide a margin, by the seeds' standard deviation:"]
+    lines += [
+        f"  sd = {share:g} of the margin: {seeds_for_margin(share, 1.0)} seeds"
+        for share in (0.2, 0.5, 1.0)
+    ]
+    return lines

@@ -1,0 +1,1 @@
+"""What executes a graph: the stages, and the pools of workers."""

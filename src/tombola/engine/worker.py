@@ -1,0 +1,77 @@
+"""A process that carries out runs: one JSON line in is one run, JSON lines out tell how it goes.
+
+Started as ``python -m tombola.engine.worker``. It ends when its input ends, so that no worker
+outlives the search that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import UserError
+
+def main() -> int:
+    """Read requests until the input ends; returns the exit code."""
+    # Ctrl-C goes to the whole group: the parent tells its workers when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    # What a user's task prints must not get between our lines.
+    os.dup2(2, 1)
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+
+    def tell(**message: Any) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    while True:
+        request = json.loads(requests.get())
+        try:
+            _execute(request, lambda steps: tell(event="progress", steps=steps))
+        except UserError as error:
+            tell(event="error", kind=type(error).__name__, text=str(error))
+        except OSError as error:
+            tell(
+                event="error",
+                kind="OSError",
+                text=f"{error.filename}: {error.strerror}",
+                trace=traceback.format_exc(),
+            )
+        except BaseException as error:
+            tell(
+                event="error",
+                kind="fault",
+                text=f"{type(error).__name__}: {error}",
+                trace=traceback.format_exc(),
+            )
+        else:
+            tell(event="done")
+
+
+def _listen(requests: queue.Queue[str]) -> None:
+    """Pass lines on; when the parent is gone, end at once, whatever is under way."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
+
+
+def _execute(request: dict[str, Any], progress: Any) -> None:
+    from tombola.engine.stages import Context, execute
+    from tombola.runs.plan import Node
+    from tombola.runs.store import Store
+
+    context = dict(request["context"])
+    context["store"] = Store(Path(context["store"]))
+    context["keep_steps"] = tuple(context["keep_steps"])
+    execute(Node(**request["node"]), Context(**context, progress=progress))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

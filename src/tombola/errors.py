@@ -1,0 +1,43 @@
+"""What can go wrong by the user's hand: one class, three kinds, and how a name is refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input or surroundings are at fault: says what came in, what is allowed and what to do."""
+
+
+class ConfigError(UserError):
+    """An option, a name or a combination of them is not allowed."""
+
+
+class DataError(UserError):
+    """A data source is missing, broken or too small."""
+
+
+class TicketError(UserError):
+    """A ticket or model file is unsound, or does not fit the networks at hand."""
+
+
+class DivergedError(Exception):
+    """A training met a loss that is not finite: the run ends as diverged, the search goes on."""
+
+    def __init__(self, step: int, turn: str, value: float) -> None:
+        super().__init__(f"the loss of turn {turn} is {value} at step {step}")
+        self.step = step
+
+
+def unknown(noun: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:
+    """The error for a name that does not exist: the nearest match first, then all that exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    more = f" ({hint})" if hint else ""
+    return ConfigError(
+        f"unknown {noun} {name!r}{meant} choose from: {', '.join(names)}{more}"
+        if not near
+        else f"unknown {noun} {name!r}{meant} (known: {', '.join(names)}{more})"
+    )

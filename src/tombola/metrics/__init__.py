@@ -1,0 +1,1 @@
+"""How good a model is: judges, distances, scores and the verdict over seeds."""

@@ -1,0 +1,71 @@
+"""Which metrics are judged, which way each is better, and how much worse still is a match."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tombola.errors import ConfigError, unknown
+
+CURVE_ONLY = ("discriminator_loss", "kl", "active_units")
+"""Metrics that are drawn but never judged; so is any metric without a rule."""
+_JUDGE_NAME = re.compile(r"(fcd|kcd|cs)-.+-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which way a metric is better and how much worse still counts as a match."""
+
+    better: Literal["lower", "higher"]
+    margin: float
+    share: bool = True
+    """Whether the margin is a share of the absolute dense mean; else in the metric's own unit."""
+
+
+_RULES: dict[str, Rule] = {
+    "reconstruction_error": Rule("lower", 0.05),
+    "elbo": Rule("higher", 0.01),
+    **{kind: Rule("lower", 0.10) for kind in ("fid", "fcd", "kid", "kcd")},
+    **{kind: Rule("higher", 0.05) for kind in ("is", "cs")},
+    "accuracy": Rule("higher", 0.01, share=False),  # a fraction: 0.01 is one point
+    **{
+        kind: Rule("higher", 0.02, share=False)
+        for kind in ("precision", "recall", "density", "coverage")
+    },
+}
+
+
+def register_rule(kind: str, rule: Rule) -> None:
+    """Give a metric of one's own a direction and a margin; ConfigError if the kind has them."""
+    if kind in _RULES:
+        raise ConfigError(f"metric {kind!r} has a rule already; choose another name")
+    _RULES[kind] = rule
+
+
+def metric_kind(metric: str) -> str:
+    """``fcd-mnist-1a2b3c4d`` -> ``fcd`` (kcd, cs alike); any other name is its own kind."""
+    named = _JUDGE_NAME.fullmatch(metric)
+    return named[1] if named else metric
+
+
+def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | None:
+    """The rule of a metric, its margin overridden by kind or name; None if it is curve only.
+
+    Margins are in the unit of the table: a share of the dense mean, or the metric's own unit.
+    ConfigError for a margin that is not positive, or of a metric that has no rule.
+    """
+    for name, margin in (margins or {}).items():
+        if metric_kind(name) not in _RULES:
+            raise unknown("metric with a margin", name, _RULES)
+        number = isinstance(margin, int | float) and not isinstance(margin, bool)
+        if not (number and margin > 0 and math.isfinite(margin)):
+            raise ConfigError(f"margin {name} = {margin!r}; give a positive number")
+    kind = metric_kind(metric)
+    rule = _RULES.get(kind)
+    if rule is None or not margins:
+        return rule
+    margin = margins.get(metric, margins.get(kind, rule.margin))
+    return Rule(rule.better, margin, rule.share)

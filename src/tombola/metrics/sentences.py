@@ -1,0 +1,139 @@
+"""What a verdict says in one plain English sentence, for the first line of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """One sentence for a verdict of ``statistics.verdict``; names are as they came, unescaped."""
+    state, reason = verdict["state"], verdict["reason"]
+    if state == "wins":
+        return _wins(verdict)
+    if state == "worse":
+        return _worse(verdict)
+    if state == "not enough runs":
+        return _not_enough(verdict)
+    if state.startswith("matches"):
+        so_do = [n for n, c in verdict["controls"].items() if c["state"] == "not worse"]
+        verb = "does" if len(so_do) == 1 else "do"
+        return (
+            f"{_matching(verdict)}, but so {verb} {_and(so_do)}: "
+            f"these runs show no winning ticket{_then_worse(verdict)}."
+        )
+    if reason == "no controls":
+        return (
+            f"{_matching(verdict)}, but without the controls reinit or shuffle a match cannot be "
+            f"told from a win{_then_worse(verdict)}."
+        )
+    if reason == "controls undecided":
+        open_ones = [n for n, c in verdict["controls"].items() if c["state"] == "undecided"]
+        return (
+            f"{_matching(verdict)}, but {verdict['seeds']} seeds cannot say whether "
+            f"{_and(open_ones)} would do as well{_then_worse(verdict)}."
+        )
+    if reason == "margin too wide":
+        return (
+            f"No verdict on {_metric(verdict)}: the margin, {verdict['margin']:.3g}, is wider than "
+            f"half the gap between dense and reinit at {percent(verdict['gap_sparsity'])} sparsity "
+            f"({verdict['gap']:.3g}), so matching dense would prove little."
+        )
+    return _noise(verdict)
+
+
+def percent(sparsity: float) -> str:
+    """0.8926 -> 89.3%; more digits rather than 100% for anything less."""
+    for digits in range(1, 12):
+        text = f"{100 * sparsity:.{digits}f}%"
+        if sparsity >= 1 or not text.startswith("100"):
+            return text
+    return f"{100 * sparsity!r}%"
+
+
+def margin_text(verdict: Mapping[str, Any]) -> str:
+    """The margin of a verdict in words: ``5% of the dense mean``, or ``0.02``."""
+    share = verdict["margin_share"]
+    return f"{verdict['margin']:.3g}" if share is None else f"{100 * share:.3g}% of the dense mean"
+
+
+def _wins(verdict: Mapping[str, Any]) -> str:
+    low, high = verdict["bracket"]
+    beaten = [n for n, c in verdict["controls"].items() if c["state"] == "worse"]
+    proof = f"less than {margin_text(verdict)} worse than dense, better than {_and(beaten)}"
+    equals = [n for n, c in verdict["controls"].items() if c["state"] != "worse"]
+    proof += f", though not shown better than {_and(equals)}" if equals else ""
+    if verdict["at_least"]:
+        return (
+            f"A ticket at {percent(low)} sparsity, the sparsest level searched, still wins on "
+            f"{_metric(verdict)} ({proof}): a winning ticket is at least that sparse."
+        )
+    wins = f"A ticket at {percent(low)} sparsity still wins on {_metric(verdict)} ({proof})"
+    between = [level for level in verdict["levels"] if level["sparsity"] > low]
+    if high is None:
+        last = percent(between[-1]["sparsity"])
+        return f"{wins}; beyond it, up to {last}, no level is shown to win or to be worse."
+    return f"{wins}; at {percent(high)} it is worse than dense{_divergence(verdict, high)}."
+
+
+def _worse(verdict: Mapping[str, Any]) -> str:
+    first = verdict["bracket"][1]
+    return (
+        f"Already at {percent(first)} sparsity, the least sparse level searched, the ticket is "
+        f"worse than dense on {_metric(verdict)} by more than {margin_text(verdict)}"
+        f"{_divergence(verdict, first)}: no ticket wins."
+    )
+
+
+def _not_enough(verdict: Mapping[str, Any]) -> str:
+    seeds, lost = verdict["seeds"], verdict["dense_diverged"]
+    dropped = f" ({lost} more diverged already when dense)" if lost else ""
+    return (
+        f"Not enough runs for a verdict on {_metric(verdict)}: {seeds} training "
+        f"{'seed' if seeds == 1 else 'seeds'}{dropped}, and it takes three."
+    )
+
+
+def _noise(verdict: Mapping[str, Any]) -> str:
+    text = (
+        f"Undecided on {_metric(verdict)}: no level is shown to match dense within "
+        f"{margin_text(verdict)}{_then_worse(verdict)}"
+    )
+    least, width = verdict["decidable_margin"], verdict["margin"]
+    if least is None or width is None or least <= width:
+        return f"{text}."
+    more = verdict["seeds_needed"]
+    wish = f"; about {more} seeds would decide this one" if more else ""
+    return f"{text}; {verdict['seeds']} seeds can decide a margin of {least:.3g}{wish}."
+
+
+def _matching(verdict: Mapping[str, Any]) -> str:
+    level = percent(verdict["matches_up_to"])
+    return (
+        f"A ticket at {level} sparsity matches dense on {_metric(verdict)} "
+        f"(less than {margin_text(verdict)} worse)"
+    )
+
+
+def _then_worse(verdict: Mapping[str, Any]) -> str:
+    high = verdict["bracket"][1]
+    if high is None:
+        return ""
+    return f"; from {percent(high)} it is worse than dense{_divergence(verdict, high)}"
+
+
+def _divergence(verdict: Mapping[str, Any], sparsity: float) -> str:
+    """How many tickets diverged at a level, in brackets; empty if none did."""
+    level = next(level for level in verdict["levels"] if level["sparsity"] == sparsity)
+    if not level["diverged"]:
+        return ""
+    return f" ({level['diverged']} of {level['seeds']} seeds diverged)"
+
+
+def _metric(verdict: Mapping[str, Any]) -> str:
+    return str(verdict["metric"]).replace("_", " ")
+
+
+def _and(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(", ".join(names).rsplit(", ", 1))

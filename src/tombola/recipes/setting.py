@@ -1,0 +1,325 @@
+"""What a search comes down to once its task, data and machine are known: every number resolved."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tombola.config import Config, parse_rewind
+from tombola.data.batches import Batches
+from tombola.data.sources import Images, load_images, native_channels
+from tombola.errors import ConfigError, UserError
+from tombola.metrics.features import find_inception, shipped_judge
+from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
+from tombola.runtime import PRECISIONS, Runtime, resolve_device, rng, seed_everything
+from tombola.sparsity.masks import kept_at, kept_count, prunable
+from tombola.tasks.base import FAMILIES, Networks, Shape, Task
+from tombola.training.trainer import Settings, Trainer
+
+PROBE_SAMPLES = 2
+"""Batch of the trial step that counts the work and shows whether a task's methods fit together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The forward and backward work of a task, counted once on a small batch."""
+
+    step_macs: int
+    """Multiply-adds of one step: all turns, forward and backward, at the task's batch size."""
+    sample_macs: int
+    """Multiply-adds of making one image: sampling, or reconstructing for autoencoders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A config with everything filled in that decides what the runs are."""
+
+    config: Config
+    task: Task
+    images: Images
+    shape: Shape
+    device: str
+    """cpu or cuda: the type is part of a run's name."""
+    workers: int
+    threads: int
+    steps: int
+    """Training length N."""
+    epoch_steps: int
+    parameters: Mapping[str, int]
+    """Network -> number of its parameters."""
+    pools: Mapping[str, int]
+    """Pruned networks (as --prune names them) -> number of prunable weights."""
+    prunable: Mapping[str, tuple[str, ...]]
+    """Pruned networks -> names of the prunable weights."""
+    work: Work
+    judge: Mapping[str, Any] | None
+    """Name, source and hash of the judge; None where nothing is sampled."""
+
+    def base(self, precision: str) -> dict[str, Any]:
+        """The part of the config that every training run's name contains."""
+        name = self.config.task.name
+        task: dict[str, Any] = {"name": name, "options": task_options(self.task)}
+        if is_file_spec(name):
+            path, attribute = split_file_spec(name)
+            task.update(name=attribute, sha256=file_sha256(path))
+        return {
+            "task": task,
+            "data": {"sha256": self.images.sha256, "shape": list(self.shape)},
+            "steps": self.steps,
+            "precision": precision,
+            "ema": self.config.train.ema,
+            "device": self.device,
+            "threads": self.threads,
+        }
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """A name for every level, in order: its round, or the sparsity asked for."""
+        search = self.config.search
+        return search.sparsity or tuple(str(k) for k in range(1, search.rounds + 1))
+
+    def kept(self, pool: str, level: int) -> int:
+        """How many weights of a pool are kept at a level, counted from 1; level 0 keeps all."""
+        n = self.pools[pool]
+        if level == 0:
+            return n
+        if self.config.search.sparsity:
+            return kept_at(n, self.config.search.sparsity[level - 1])
+        return kept_count(n, self.config.search.rate, level)
+
+    def sparsities(self, pool: str, kept: int) -> tuple[float, float]:
+        """(sparsity, sparsity_all) when ``kept`` weights of a pool are left."""
+        n, total = self.pools[pool], sum(self.parameters.values())
+        return 1 - kept / n, 1 - (total - (n - kept)) / total
+
+    def rewind_step(self, text: str) -> int:
+        """``500it`` or ``2ep`` in steps; ConfigError if the training has no steps after it."""
+        value, unit = parse_rewind(text)
+        step = int(value) if unit == "it" else round(value * self.epoch_steps)
+        if step >= self.steps:
+            raise ConfigError(
+                f"rewind {text} is step {step}, but the training has {self.steps} steps; "
+                f"rewind to a step below {self.steps} or train longer"
+            )
+        return step
+
+
+def task_options(task: Task) -> dict[str, Any]:
+    """All options of a task with their values, as plain JSON."""
+    return {
+        name: list(value) if isinstance(value := getattr(task, name), tuple) else value
+        for name in sorted(task.options())
+    }
+
+
+def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
+    """The task of a config, its preset applied, and what the preset says of the length."""
+    kind = TASKS.load(config.task.name)
+    if not isinstance(kind, type) or not issubclass(kind, Task):
+        raise ConfigError(f"{config.task.name} is no tombola.Task; give a class derived from it")
+    if kind.family not in FAMILIES:
+        raise ConfigError(
+            f"task {config.task.name} has family {kind.family!r}; set it to one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    preset = dict(kind.presets.get(config.task.preset, {}))
+    length = {key: preset.pop(key) for key in ("steps", "epochs") if key in preset}
+    return kind(**{**preset, **config.task.options}), length
+
+
+def resolve(config: Config, data_dir: Path | None) -> Setting:
+    """Load task and data, try one small step, and fill in every number; UserError if any is off."""
+    resolve_device(config.run.device)
+    task, length = make_task(config)
+    channels = native_channels(config.data.name, data_dir)
+    shape = task.image_shape(channels)
+    images = load_images(
+        config.data.name, shape, data_dir=data_dir, skip_broken=config.data.skip_broken
+    )
+    networks, work = try_task(task, shape)
+    pools = {
+        name: prunable(networks, split_networks(name), config.prune.exclude)
+        for name in config.prune.networks
+    }
+    draws = sum(turn.repeats for turn in task.turns if turn.images)
+    batches = Batches(images.splits["train"], task.batch_size, 0, torch.device("cpu"))
+    epoch_steps = batches.steps_per_epoch(max(1, draws))
+    workers, threads = processes(config)
+    setting = Setting(
+        config=config,
+        task=task,
+        images=images,
+        shape=shape,
+        device=resolve_device(config.run.device).type,
+        workers=workers,
+        threads=threads,
+        steps=training_steps(config, length, epoch_steps),
+        epoch_steps=epoch_steps,
+        parameters={
+            name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
+        },
+        pools={name: sum(p.numel() for p in pool.values()) for name, pool in pools.items()},
+        prunable={name: tuple(pool) for name, pool in pools.items()},
+        work=work,
+        judge=choose_judge(task, images),
+    )
+    for rewind in config.search.rewind:
+        setting.rewind_step(rewind)
+    for pool in setting.pools:
+        for level in range(1, len(setting.levels) + 1):
+            setting.kept(pool, level)
+    return setting
+
+
+def split_networks(text: str) -> tuple[str, ...]:
+    """``generator,discriminator`` or ``generator+discriminator`` -> names."""
+    return tuple(part.strip() for part in text.replace("+", ",").split(",") if part.strip())
+
+
+def training_steps(config: Config, length: Mapping[str, Any], epoch_steps: int) -> int:
+    """The training length in steps: as asked, else as the preset says."""
+    steps, epochs = config.train.steps, config.train.epochs
+    if not steps and not epochs:
+        steps, epochs = int(length.get("steps", 0)), float(length.get("epochs", 0))
+    if not steps and not epochs:
+        raise ConfigError(
+            f"task {config.task.name} has no training length in its preset "
+            f"{config.task.preset!r}; give --steps or --epochs"
+        )
+    return steps or max(1, round(epochs * epoch_steps))
+
+
+def processes(config: Config) -> tuple[int, int]:
+    """(workers, threads of each): as many as there are chains up to the cores, which they share."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    search = config.search
+    chains = search.seeds * max(1, len(search.controls)) * len(search.method)
+    workers = config.run.workers or max(1, min(cores, chains))
+    return workers, config.run.threads or max(1, cores // workers)
+
+
+def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
+    """Which network judges samples: Inception where its file is, else the data set's classifier."""
+    if task.family == "autoencoder":
+        return None
+    inception = find_inception()
+    if inception is not None:
+        return {"source": "inception"}
+    shipped = shipped_judge(images.name)
+    if shipped is not None:
+        return {"source": "shipped", "data": images.name, "sha256": file_sha256(shipped)}
+    return {"source": "run"}
+
+
+def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
+    """New networks and the work of a step, from one trial of every turn on a batch of two.
+
+    ConfigError that names the method if the task's own code fails or gives a wrong shape.
+    """
+    seed_everything(0, "trial")
+    networks = _guard(task, "networks", lambda: task.networks(shape))
+    if not isinstance(networks, dict) or not networks:
+        raise ConfigError(
+            f"{type(task).__name__}.networks gave {type(networks).__name__}; "
+            "return a dict of modules by name"
+        )
+    images = torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
+    macs = 0
+    for turn in task.turns:
+
+        def once(name: str = turn.name) -> None:
+            result = task.loss(name, networks, images)
+            loss = result["loss"] if isinstance(result, dict) else result
+            loss.backward()  # type: ignore[no-untyped-call]
+
+        with FlopCounterMode(display=False) as counter, _only(networks, turn.learns):
+            _guard(task, f"loss({turn.name!r})", once)
+        macs += counter.get_total_flops() // 2 * turn.repeats * task.batch_size // PROBE_SAMPLES
+        for network in networks.values():
+            network.zero_grad(set_to_none=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        made = _guard(
+            task,
+            "sample" if task.latent else "reconstruct",
+            lambda: make_images(task, networks, images),
+        )
+    if made.shape != images.shape:
+        raise ConfigError(
+            f"{type(task).__name__} makes images of shape {tuple(made.shape[1:])}, "
+            f"but the data has {shape}; set its size and channels to the data's"
+        )
+    sample_macs = counter.get_total_flops() // 2 // PROBE_SAMPLES
+    return networks, Work(step_macs=macs, sample_macs=sample_macs)
+
+
+def make_images(task: Task, networks: Networks, images: Tensor) -> Tensor:
+    """Samples where the task has a prior, else reconstructions of ``images``; same shape."""
+    if task.latent:
+        return task.sample(networks, task.latents(len(images), rng(0, "trial")))
+    return task.reconstruct(networks, images)
+
+
+class _only:  # noqa: N801
+    """Within the block only the named networks' parameters require gradients (empty = all)."""
+
+    def __init__(self, networks: Networks, names: tuple[str, ...]) -> None:
+        self.off = [
+            p
+            for name, network in networks.items()
+            if names and name not in names
+            for p in network.parameters()
+            if p.requires_grad
+        ]
+
+    def __enter__(self) -> None:
+        for parameter in self.off:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *details: object) -> None:
+        for parameter in self.off:
+            parameter.requires_grad_(True)
+
+
+def _guard(task: Task, method: str, call: Any) -> Any:
+    """Run a task's own code; what it raises becomes one line that names the method."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise ConfigError(
+            f"{type(task).__name__}.{method} failed: {type(error).__name__}: {first}; "
+            "mend the task or the size it is given"
+        ) from error
+
+
+def seconds_per_step(setting: Setting, budget_seconds: float = 1.0) -> float:
+    """Measured seconds of one training step on throwaway networks (for the dry run's estimate)."""
+    runtime = Runtime.open(setting.device, setting.config.train.precision[0], setting.threads)
+    assert runtime.precision in PRECISIONS
+    seed_everything(0, "trial")
+    networks = setting.task.networks(setting.shape)
+    batches = Batches(setting.images.splits["train"], setting.task.batch_size, 0, runtime.device)
+    trainer = Trainer(
+        setting.task,
+        networks,
+        batches,
+        Settings(runtime=runtime, seed=0, total_steps=setting.steps),
+    )
+    trainer.advance()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < budget_seconds:
+        trainer.advance()
+        count += 1
+    return (time.perf_counter() - start) / count

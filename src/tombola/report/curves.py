@@ -1,0 +1,149 @@
+"""Which points does each plot show? Rows of a search gathered into curves over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tombola.metrics.levels import belongs
+from tombola.metrics.statistics import SearchKey, interval, search_key, searches_in
+from tombola.runs.results import DIVERGED, NOT_RUN, Row
+
+DENSE, TICKET = "dense", "ticket"
+ARMS = (DENSE, TICKET, "reinit", "shuffle", "erk", "reinit-chain")
+"""Known arms in the order in which they are shown; others follow by name."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm at one level, over its training seeds."""
+
+    round: int
+    sparsity: float
+    sparsity_all: float
+    values: tuple[float, ...]
+    """One finite value per seed that was trained to its end, by seed."""
+    n: int
+    """Images behind each value; 0 = unknown."""
+    diverged: int
+    """Seeds that diverged here."""
+    not_run: int
+    """Seeds that were not run, their chain having diverged before."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; nan where none was trained to its end."""
+        return interval(self.values).mean
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Two-sided 95% t interval of the mean; (nan, nan) with fewer than two seeds."""
+        _, low, high = interval(self.values)
+        return low, high
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One arm of one search in one metric, its points by level."""
+
+    search: SearchKey
+    arm: str
+    metric: str
+    points: tuple[Point, ...]
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sort key: dense, ticket, the controls, then whatever else there is."""
+    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
+
+
+def searches_of(rows: Sequence[Row]) -> list[SearchKey]:
+    """The searches to show: those that have tickets, else whatever the rows are of."""
+    others = dict.fromkeys(search_key(row) for row in rows if row.arm != DENSE)
+    return searches_in(rows) or list(others) or [search_key(row) for row in rows[:1]]
+
+
+def folder_of(search: SearchKey, several_precisions: bool = False) -> str:
+    """The folder of a search under samples/ and tickets/ where there are several (design 3.4)."""
+    end = f"-{search.precision}" if several_precisions else ""
+    networks = search.networks.replace(",", "+")
+    return f"{search.method}-{networks}-r{search.rewind_steps or 0}{end}"
+
+
+def label_of(search: SearchKey, searches: Sequence[SearchKey]) -> str:
+    """What tells a search from the others, in words; empty where it is the only one."""
+    words = {
+        "method": search.method,
+        "networks": f"pruned: {search.networks.replace(',', ' + ')}",
+        "rewind_steps": f"rewound to {search.rewind_steps}",
+        "precision": search.precision,
+        "compress": f"compress {search.compress}",
+    }
+    differing = (name for name in words if len({getattr(other, name) for other in searches}) > 1)
+    return ", ".join(words[name] for name in differing)
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
+    """Metric -> its curves, search by search, the dense point first; the last step counts."""
+    metrics = sorted({row.metric for row in rows} - {DIVERGED, NOT_RUN})
+    curves: dict[str, list[Curve]] = {metric: [] for metric in metrics}
+    for search in searches_of(rows):
+        runs: dict[tuple[str, int], dict[str, dict[int, Row]]] = {}
+        for row in rows:
+            if belongs(row, search):
+                found = runs.setdefault((row.arm, row.round), {}).setdefault(row.metric, {})
+                earlier = found.get(row.seed)
+                if earlier is None or (row.step or 0) >= (earlier.step or 0):
+                    found[row.seed] = row
+        arms = sorted({arm for arm, _ in runs}, key=arm_order)
+        for metric in metrics:
+            for arm in arms:
+                levels = sorted(level for name, level in runs if name == arm)
+                points = (_point(metric, runs[arm, level]) for level in levels)
+                shown = tuple(point for point in points if point is not None)
+                if any(point.values for point in shown):
+                    curves[metric].append(Curve(search, arm, metric, shown))
+    return curves
+
+
+def _point(metric: str, found: dict[str, dict[int, Row]]) -> Point | None:
+    seeds, events = found.get(metric, {}), (found.get(DIVERGED, {}), found.get(NOT_RUN, {}))
+    some = next((row for group in (seeds, *events) for row in group.values()), None)
+    if some is None:
+        return None
+    values = [seeds[seed].value for seed in sorted(seeds)]
+    return Point(
+        round=some.round,
+        sparsity=some.sparsity,
+        sparsity_all=some.sparsity_all,
+        values=tuple(float(value) for value in values if math.isfinite(value)),
+        n=some.n or 0 if seeds else 0,
+        diverged=len(events[0]) + sum(not math.isfinite(value) for value in values),
+        not_run=len(events[1]),
+    )
+
+
+def dense_of(curves: Iterable[Curve], search: SearchKey) -> Point | None:
+    """The dense network that a search is held against."""
+    return next((c.points[0] for c in curves if c.search == search and c.arm == DENSE), None)
+
+
+def curves_csv(curves: Iterable[Curve]) -> str:
+    """The data of one plot as CSV, one line per point: mean, 95% bounds and the seeds' values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = (*SearchKey._fields, "arm", "metric", "round", "sparsity", "sparsity_all")
+    writer.writerow((*keys, "seeds", "mean", "low95", "high95", "diverged", "not_run", "values"))
+    for curve in curves:
+        for point in curve.points:
+            numbers = (point.mean, *point.bounds)
+            writer.writerow(
+                (*curve.search, curve.arm, curve.metric, point.round, point.sparsity)
+                + (point.sparsity_all, len(point.values))
+                + tuple("" if math.isnan(number) else repr(number) for number in numbers)
+                + (point.diverged, point.not_run, " ".join(map(repr, point.values)))
+            )
+    return text.getvalue()

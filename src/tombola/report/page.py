@@ -1,0 +1,321 @@
+"""What did the search find? OUT/report.html: one file, offline, written from OUT/ and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from tombola.errors import ConfigError
+from tombola.metrics.sentences import percent
+from tombola.metrics.statistics import SearchKey, arm_name, search_key
+from tombola.report import plots, tables
+from tombola.report.curves import (
+    DENSE,
+    TICKET,
+    Curve,
+    arm_order,
+    curves_csv,
+    curves_of,
+    dense_of,
+    label_of,
+    searches_of,
+)
+from tombola.report.pictures import data_uri, embedded, gallery_of
+from tombola.runs.results import CostRow, Row, read_costs, read_results
+from tombola.runs.store import write_atomic
+
+REPORT = "report.html"
+_FILES = Path(__file__).parent / "files"
+_NEEDED = ("config.json", "results.csv", "summary.json")
+_HASH = re.compile(r"[0-9a-f]{32,128}")
+
+
+def write_report(out: Path) -> Path:
+    """Write ``out/report.html`` anew, whole or not at all, and return its path.
+
+    Reads config.json, results.csv, summary.json, costs.csv and samples/ (the last two may be
+    missing). ConfigError if ``out`` is no run directory, DataError if a file in it is not as it
+    should be.
+    """
+    out = Path(out)
+    missing = [name for name in _NEEDED if not (out / name).is_file()]
+    if missing:
+        what = "is no directory" if not out.is_dir() else f"has no {', '.join(missing)}"
+        raise ConfigError(f"{str(out)!r} {what}; give the directory that tombola find or train wrote")
+    page = _Page(
+        out=out,
+        config=_read_json(out / "config.json"),
+        summary=_read_json(out / "summary.json"),
+        rows=read_results(out / "results.csv"),
+        costs=read_costs(out / "costs.csv") if (out / "costs.csv").is_file() else [],
+    )
+    path = out / REPORT
+    try:
+        write_atomic(path, _render(page.context()).encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; make the directory writable "
+                          "or free some space") from error  # fmt: skip
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; run the search's command again to write "
+                          "it anew") from error  # fmt: skip
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object; run the search's "
+                          "command again to write it anew")  # fmt: skip
+    return value
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FILES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_FILES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = (_FILES / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        **context, script=Markup(script), script_hash=digest, style=Markup(style)
+    )
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What was read, and what the template asks of it."""
+
+    out: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    rows: list[Row]
+    costs: list[CostRow]
+
+    @cached_property
+    def searches(self) -> list[SearchKey]:
+        return searches_of(self.rows)
+
+    @cached_property
+    def curves(self) -> dict[str, list[Curve]]:
+        return curves_of(self.rows)
+
+    @cached_property
+    def primary(self) -> str | None:
+        wished = self.summary.get("primary")
+        return wished if wished in self.curves else next(iter(self.curves), None)
+
+    @cached_property
+    def focus(self) -> int:
+        """The round that the page opens at: the sparsest winning ticket's, else the middle one."""
+        rounds = sorted({row.round for row in self.rows} - {0})
+        found = self.verdicts(self.searches[0]).get(self.primary or "", {}) if self.searches else {}
+        bracket = found.get("bracket") or [None]
+        for row in self.rows:
+            if row.round and row.arm == TICKET and row.sparsity in (found.get("sparsity"), bracket[0]):
+                return row.round
+        return rounds[len(rounds) // 2] if rounds else 0
+
+    def verdicts(self, search: SearchKey) -> Mapping[str, Mapping[str, Any]]:
+        """The verdicts of one search by metric; those at the top belong to the first."""
+        arms = self.summary.get("arms") or {}
+        first = bool(self.searches) and search == self.searches[0]
+        fallback = self.summary.get("verdicts") or {} if first else {}
+        found: Mapping[str, Mapping[str, Any]] = arms.get(arm_name(search)) or fallback
+        return found
+
+    def context(self) -> dict[str, Any]:
+        """Everything that the template shows, as strings, tables and lists."""
+        found = self.verdicts(self.searches[0]) if self.searches else {}
+        state = str((found.get(self.primary or "") or {}).get("state", "no verdict"))
+        tones = {"wins": "good", "worse": "bad"}
+        return {
+            "title": self.title,
+            "facts": self.facts,
+            "sentence": tables.headline(self.summary),
+            "state": state,
+            "tone": tones.get(state, "open"),
+            "verdict_tables": self.verdict_tables,
+            "plots": [self.plot(metric) for metric in self.metrics],
+            "galleries": self.galleries,
+            "spread": tables.spread_of(self.curves, self.summary.get("sampling_sd")),
+            "convergence": self.convergence,
+            "troubles": self.troubles,
+            "collapse_known": "collapsed" in self.summary,
+            "costs": tables.costs_of(self.costs, self.searches, self.focus),
+            "cost_level": self.level_name(self.focus),
+            "runs": _flat(self.summary.get("runs") or {}),
+            "command": _text(self.config.get("command")),
+            "made_with": self.made_with,
+            "hashes": [pair for pair in _flat(self.config) if _HASH.fullmatch(pair[1])],
+            "settings": [pair for pair in _flat(self.config) if not _HASH.fullmatch(pair[1])],
+        }
+
+    @property
+    def title(self) -> str:
+        some = self.rows[0] if self.rows else None
+        return f"{some.task} on {some.data}" if some else "an empty search"
+
+    @property
+    def facts(self) -> list[str]:
+        """The search in a line: methods, seeds, levels, rewind steps, precisions."""
+        def each(name: str) -> str:
+            values = dict.fromkeys(str(getattr(search, name)) for search in self.searches)
+            return ", ".join(value for value in values if value not in ("", "None"))
+
+        seeds = len({row.seed for row in self.rows})
+        levels = len({row.round for row in self.rows} - {0})
+        facts = [
+            each("method"),
+            f"{seeds} training {'seed' if seeds == 1 else 'seeds'}",
+            f"{levels} {'level' if levels == 1 else 'levels'} of sparsity",
+            f"rewound to step {each('rewind_steps')}" if each("rewind_steps") else "",
+            f"pruned: {each('networks')}" if each("networks") else "",
+            each("precision"),
+        ]
+        return [fact for fact in facts if fact]
+
+    @property
+    def metrics(self) -> list[str]:
+        judged = self.summary.get("verdicts") or {}
+        return sorted(self.curves, key=lambda name: (name != self.primary, name not in judged, name))
+
+    @property
+    def verdict_tables(self) -> list[tuple[str, tables.Table]]:
+        found = [(label_of(search, self.searches), self.verdicts(search)) for search in self.searches]
+        return [(label, tables.verdicts_of(verdicts, self.primary))
+                for label, verdicts in found if verdicts]  # fmt: skip
+
+    def plot(self, metric: str) -> dict[str, Any]:
+        """One metric: its drawing in two widths, the words under it, its tables and its data."""
+        curves = self.curves[metric]
+        verdicts = {search: self.verdicts(search).get(metric, {}) for search in self.searches}
+        by_all = len({search.networks for search in self.searches}) > 1
+        label = tables.metric_label(metric)
+        plot = plots.Plot(metric=metric, label=label, verdicts=verdicts, by_all=by_all)
+        first = next((found for found in verdicts.values() if found), {})
+        name = re.sub(r"[^a-z0-9]+", "-", metric.lower())
+        return {
+            "name": name,
+            "label": label,
+            "better": {"lower": "lower is better", "higher": "higher is better"}.get(
+                str(first.get("better")), "no direction: drawn, not judged"
+            ),
+            "margin": tables.margin_sentence(first),
+            "bracket": len(self.searches) == 1 and (first.get("bracket") or [None])[0] is not None,
+            "lost": any(p.diverged or p.not_run for c in curves for p in c.points),
+            "seeds": max(len(p.values) for c in curves for p in c.points),
+            "wide": Markup(plots.draw(curves, plot, narrow=False)),
+            "narrow": Markup(plots.draw(curves, plot, narrow=True)),
+            "levels": [(label_of(search, self.searches),
+                        tables.levels_of(curves, search, verdicts[search]))
+                       for search in self.searches],
+            "csv": data_uri("text/csv", curves_csv(curves).encode()),
+        }  # fmt: skip
+
+    def sparsity_at(self, search: SearchKey) -> dict[int, float]:
+        """Round -> sparsity in one search."""
+        return {row.round: row.sparsity for row in self.rows
+                if row.round and row.arm != DENSE and search_key(row) == search}  # fmt: skip
+
+    def level_name(self, number: int) -> str:
+        """``83.2% sparsity (round 8)`` of the first search."""
+        sparsity = self.sparsity_at(self.searches[0]).get(number) if self.searches else None
+        return f"round {number}" if sparsity is None else f"{percent(sparsity)} sparsity, round {number}"
+
+    @cached_property
+    def galleries(self) -> dict[str, Any]:
+        """The sample grids of every search, as they fit into the page."""
+        several = len({search.precision for search in self.searches}) > 1
+        whole = [gallery_of(self.out, search, several) for search in self.searches]
+        shown, uris, exact = embedded(whole, [self.focus])
+        viewers = []
+        for search, gallery in zip(self.searches, shown, strict=True):
+            sparsity = self.sparsity_at(search)
+            rounds = [level.round for level in gallery.levels]
+            printed = {*rounds[:1], *rounds[-1:], *(r for r in rounds if r == self.focus)}
+            start = rounds.index(self.focus) if self.focus in rounds else len(rounds) // 2
+            viewers.append({
+                "label": label_of(search, self.searches),
+                "start": start,
+                "fixed": [self.picture(p, uris[p.path], "") for p in gallery.fixed],
+                "levels": [
+                    {"round": level.round, "printed": level.round in printed, "name": name,
+                     "pictures": [self.picture(p, uris[p.path], name) for p in level.pictures]}
+                    for level in gallery.levels
+                    for name in [_level(level.round, sparsity)]
+                ],
+            })  # fmt: skip
+        dropped = sum(len(a.levels) - len(b.levels) for a, b in zip(whole, shown, strict=True))
+        return {
+            "viewers": [viewer for viewer in viewers if viewer["fixed"] or viewer["levels"]],
+            "exact": exact,
+            "dropped": dropped,
+            "unreadable": sorted({name for gallery in whole for name in gallery.unreadable}),
+        }
+
+    @staticmethod
+    def picture(picture: Any, uri: str, level: str) -> dict[str, Any]:
+        """One grid with its words."""
+        alt = "test images" if picture.arm == "originals" else f"images of the {picture.arm} network"
+        return {"uri": uri, "arm": picture.arm, "width": picture.width, "height": picture.height,
+                "alt": f"Grid: {alt}{f' at {level}' if level else ''}"}  # fmt: skip
+
+    @property
+    def convergence(self) -> tables.Table | None:
+        if not self.searches:
+            return None
+        return tables.convergence_of(self.rows, self.primary, self.searches[0], self.focus)
+
+    @property
+    def troubles(self) -> list[tables.Table]:
+        """Collapsed layers and divergences, where there are any."""
+        sparsity = self.sparsity_at(self.searches[0]) if self.searches else {}
+        found = (tables.collapsed_of(self.summary.get("collapsed"), sparsity),
+                 tables.events_of(self.rows))  # fmt: skip
+        return [table for table in found if table is not None]
+
+    @property
+    def made_with(self) -> list[tuple[str, str]]:
+        """Versions, machine, device, threads, commit: whatever the config records of them."""
+        known = ("versions", "machine", "device", "threads", "workers", "precision", "git_commit",
+                 "started", "finished")  # fmt: skip
+        return _flat({name: self.config[name] for name in known if name in self.config})
+
+
+def _level(number: int, sparsity: Mapping[int, float]) -> str:
+    return f"{percent(sparsity[number])} sparsity" if number in sparsity else f"round {number}"
+
+
+def _text(command: Any) -> str:
+    """The command line, given as a string or as a list of arguments."""
+    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested tables as (dotted name, text) pairs in order."""
+    return list(_walk(value, name))
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _walk(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, "" if value is None else str(value)

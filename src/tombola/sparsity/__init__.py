@@ -1,0 +1,1 @@
+"""Which weights stay: masks, criteria, selection, and the files that hold tickets."""

@@ -1,0 +1,42 @@
+"""How much does each weight matter? One function per criterion; higher scores are kept.
+
+A criterion is a function ``criterion(params, loss, masks, seed) -> scores``: the prunable weights
+by name, a closure ``loss(network)`` that gives a scalar loss of the turn in which that network
+learns (None if the caller has none), the masks so far (None = dense) and a seed; it returns real
+scores of the same names and shapes. How many are kept, and over which pool, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tombola.runtime import rng
+from tombola.sparsity.masks import Masks
+
+Loss = Callable[[str], Tensor]
+"""Network name -> the scalar loss of the turn in which that network learns."""
+Criterion = Callable[[dict[str, Tensor], Loss | None, Masks | None, int], dict[str, Tensor]]
+
+
+def magnitude(
+    params: dict[str, Tensor], loss: Loss | None, masks: Masks | None, seed: int
+) -> dict[str, Tensor]:
+    """Scores |w| (Han et al., "Learning both Weights and Connections", 2015, section 3.1)."""
+    del loss, masks, seed
+    return {name: value.detach().abs() for name, value in params.items()}
+
+
+def random_scores(
+    params: dict[str, Tensor], loss: Loss | None, masks: Masks | None, seed: int
+) -> dict[str, Tensor]:
+    """Scores uniform in [0, 1), of 53 bits, so that ties by position do not come into play."""
+    del loss, masks
+    return {
+        name: torch.rand(
+            value.shape, dtype=torch.float64, generator=rng(seed, f"random-scores-{name}")
+        )
+        for name, value in params.items()
+    }

@@ -1,0 +1,269 @@
+"""What must hold in a ticket, model or checkpoint file before a byte of its tensors is believed?
+
+The rules on names, shapes, sizes and the manifest of design section 3.5, apart from how bytes are
+read (``container.py``). Only the standard library, so that a header is judged in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tombola.errors import TicketError
+
+TICKET_FORMAT = "tombola.ticket/1"
+MODEL_FORMAT = "tombola.model/1"
+CHECKPOINT_FORMAT = "tombola.checkpoint/1"
+FORMATS = (TICKET_FORMAT, MODEL_FORMAT, CHECKPOINT_FORMAT)
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+"""Dtype text of safetensors -> bytes of one value."""
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+DECODED_LIMIT = 40
+"""The decoded size (dense weights and one byte per mask value) may be this often the file's."""
+MAX_AXES = 32
+MAX_DIM = 2**48
+GRANULARITIES = ("weight", "channel")
+SPARSITY_TOLERANCE = 1e-3
+"""A manifest may round its sparsity, but not tell another story than the mask's bits."""
+
+MANIFEST_KEYS: dict[str, tuple[type, ...]] = {
+    "task": (str,), "data": (str,), "data_hash": (str,), "method": (str,), "granularity": (str,),
+    "networks": (list, dict), "shapes": (dict,), "sparsity": (int, float),
+    "sparsity_all": (int, float), "rewind_step": (int,), "seed": (int,), "round": (int,),
+    "parents": (list, dict), "config": (dict,), "scores": (dict,), "cost": (dict,),
+    "created_with": (str, dict),
+}  # fmt: skip
+"""Keys that every ticket's manifest has (design 3.5), and their JSON types; null = not known."""
+NEVER_NULL = ("granularity", "networks", "shapes", "sparsity")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: what it is, and where its bytes lie, counted from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes stored."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's checked header: format, manifest (text and parsed), checksum, tensors by name."""
+
+    path: str
+    format: str
+    manifest: dict[str, Any]
+    manifest_text: str
+    sha256: str
+    """Hex, or empty for a checkpoint that was written without."""
+    entries: dict[str, Entry]
+    file_bytes: int
+    shapes: dict[str, tuple[int, ...]]
+    """"network.parameter" -> dense shape; empty for checkpoints."""
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """Text from a file, safe to print: control and invisible characters escaped, long text cut."""
+    try:
+        text = str(text)
+    except RecursionError:
+        text = "(nested too deeply to show)"
+    safe = "".join(
+        char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode()
+        for char in text[: limit + 1]
+    )
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+def unsound(path: str, what: str, todo: str = "get the file again from its source") -> TicketError:
+    """The error for a file that must not be used: which one, what is wrong, what to do."""
+    return TicketError(f"{shown(path, 400)}: {what}; {todo}")
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """How many values a tensor of this shape has."""
+    return math.prod(shape)
+
+
+def as_shape(path: str, name: str, value: object) -> tuple[int, ...]:
+    """A JSON list -> shape; TicketError for what is no list of small non-negative integers."""
+    if not isinstance(value, list) or len(value) > MAX_AXES:
+        raise unsound(path, f"tensor {shown(name)}: its shape is no list of at most {MAX_AXES}")
+    for dim in value:
+        if type(dim) is not int or not 0 <= dim <= MAX_DIM:
+            raise unsound(
+                path,
+                f"tensor {shown(name)}: shape {shown(value)} has a dimension that is not an "
+                f"integer from 0 to {MAX_DIM}",
+            )
+    return tuple(value)
+
+
+def check_contents(header: Header) -> None:
+    """Refuse tensors and manifests that the format does not allow; raises TicketError.
+
+    Looks at the header alone: names, dtypes, shapes, byte counts, the decoded size and the types
+    of the manifest's values. Mask bits are counted when the bytes are streamed.
+    """
+    if header.format == CHECKPOINT_FORMAT:
+        return
+    for name in header.entries:
+        kind, _, key = name.partition(".")
+        network, _, parameter = key.partition(".")
+        if kind not in ("mask", "weight") or not network or not parameter:
+            raise unsound(
+                header.path,
+                f"tensor {shown(name)}: the name is not mask.<network>.<parameter> "
+                "or weight.<network>.<parameter>",
+            )
+        if key not in header.shapes:
+            raise unsound(
+                header.path, f"tensor {shown(name)}: the manifest's shapes do not name it"
+            )
+    for key in header.shapes:
+        _check_weight(header, key)
+    _check_decoded_size(header)
+    _check_manifest(header)
+
+
+def _check_weight(header: Header, key: str) -> None:
+    """One weight against its dense shape and, where it is masked, its mask."""
+    name, path, shape = f"weight.{key}", header.path, header.shapes[key]
+    weight, mask = header.entries.get(name), header.entries.get(f"mask.{key}")
+    if weight is None:
+        raise unsound(path, f"tensor {shown(name)} is missing, but the manifest's shapes name it")
+    if mask is None:
+        if weight.shape != shape:
+            raise unsound(
+                path,
+                f"tensor {shown(name)}: its shape is {list(weight.shape)}, "
+                f"but {list(shape)} in the manifest",
+            )
+        return
+    if header.format == MODEL_FORMAT:
+        raise unsound(path, f"tensor {shown(mask.name)}: a model file holds no masks")
+    if mask.dtype != "U8" or mask.shape != ((numel(shape) + 7) // 8,):
+        raise unsound(
+            path,
+            f"tensor {shown(mask.name)}: {mask.dtype} {list(mask.shape)} is not the packed mask "
+            f"of {list(shape)}, which is U8 [{(numel(shape) + 7) // 8}]",
+        )
+    if weight.dtype not in FLOATS or len(weight.shape) != 1 or numel(weight.shape) > numel(shape):
+        raise unsound(
+            path,
+            f"tensor {shown(name)}: {weight.dtype} {list(weight.shape)} cannot be the kept values "
+            f"of {list(shape)}, which are floats in one axis",
+        )
+
+
+def _check_decoded_size(header: Header) -> None:
+    """Refuse a file that unfolds to more than DECODED_LIMIT times its size."""
+    allowed, decoded = DECODED_LIMIT * header.file_bytes, 0
+    for key, shape in header.shapes.items():
+        item = ITEM_BYTES[header.entries[f"weight.{key}"].dtype]
+        # Empty tensors count as if each zero were one: strides overflow on [0, 2^40, 2^40].
+        spread = math.prod(max(dim, 1) for dim in shape)
+        decoded += spread * (item + (f"mask.{key}" in header.entries))
+        if decoded > allowed:
+            raise unsound(
+                header.path,
+                f"tensor {shown('weight.' + key)}: with shape {list(shape)} the file unfolds to "
+                f"more than {DECODED_LIMIT} times its {header.file_bytes} bytes",
+            )
+
+
+def _check_manifest(header: Header) -> None:
+    """The manifest's values have the contract's types, so that readers need not ask again."""
+    manifest, path, is_ticket = header.manifest, header.path, header.format == TICKET_FORMAT
+    for key, kinds in MANIFEST_KEYS.items():
+        if is_ticket and key not in manifest:
+            raise unsound(path, f"the manifest has no {key}")
+        value = manifest.get(key)
+        if value is None and not (is_ticket and key in NEVER_NULL):
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            allowed = " or ".join(kind.__name__ for kind in kinds)
+            raise unsound(path, f"the manifest's {key} is {shown(value)!r}, not {allowed}")
+    if not is_ticket:
+        return
+    if manifest["granularity"] not in GRANULARITIES:
+        raise unsound(
+            path,
+            f"the manifest's granularity is {shown(manifest['granularity'])}, "
+            f"not {' or '.join(GRANULARITIES)}",
+        )
+    if not all(isinstance(name, str) for name in manifest["networks"]):
+        raise unsound(path, "the manifest's networks are not all names")
+    if not 0 <= manifest["sparsity"] <= 1:
+        raise unsound(path, f"the manifest's sparsity is {shown(manifest['sparsity'])}, not 0 to 1")
+    kept, total = counts(header)
+    actual = 1 - kept / total if total else 0.0
+    by_bits = manifest["granularity"] == "weight"  # a channel's sparsity counts what goes with it
+    if by_bits and abs(manifest["sparsity"] - actual) > SPARSITY_TOLERANCE:
+        raise unsound(
+            path,
+            f"the manifest's sparsity is {manifest['sparsity']!r}, "
+            f"but the masks keep {kept} of {total} weights, which is {actual:.6g}",
+        )
+
+
+def counts(header: Header) -> tuple[int, int]:
+    """(kept, total) over the masked tensors, by their stored lengths and dense shapes."""
+    masked = [key for key in header.shapes if f"mask.{key}" in header.entries]
+    kept = sum(header.entries[f"weight.{key}"].shape[0] for key in masked)
+    return kept, sum(numel(header.shapes[key]) for key in masked)
+
+
+def check_mask_bits(header: Header, key: str, ones: int, last_byte: int) -> None:
+    """A streamed mask against its kept values: ``ones`` bits set, padding of the last byte zero."""
+    kept = header.entries[f"weight.{key}"].shape[0]
+    padding = -numel(header.shapes[key]) % 8
+    name = shown(f"mask.{key}")
+    if last_byte & ((1 << padding) - 1):
+        raise unsound(header.path, f"tensor {name}: padding bits of the last byte are not zero")
+    if ones != kept:
+        raise unsound(
+            header.path,
+            f"tensor {name}: {ones} bits are set, but weight.{shown(key)} holds {kept} values",
+        )
+
+
+def check_format(path: str, name: object) -> str:
+    """The ``format`` of a file's metadata, if this version reads it; TicketError otherwise."""
+    if name in FORMATS:
+        return str(name)
+    if isinstance(name, str) and re.fullmatch(r"tombola\.[a-z]+/[0-9]{1,6}", name):
+        raise unsound(
+            path,
+            f"its format is {name}; this version reads {', '.join(FORMATS)}",
+            "update Tombola if the file is newer",
+        )
+    what = "has no format in its metadata" if name is None else f"its format is {shown(name)}"
+    raise unsound(
+        path,
+        f"a safetensors file, but not one of Tombola's: {what}",
+        "give a ticket or model file that Tombola wrote",
+    )
+
+
+def parse_shapes(path: str, manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The manifest's ``shapes`` as tuples; TicketError naming the tensor for a bad one."""
+    shapes = manifest.get("shapes")
+    if not isinstance(shapes, dict):
+        raise unsound(path, "the manifest has no shapes")
+    return {key: as_shape(path, f"weight.{key}", value) for key, value in shapes.items()}

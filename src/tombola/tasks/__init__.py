@@ -1,0 +1,1 @@
+"""Networks, losses and optimizers put together as trainable generative models."""

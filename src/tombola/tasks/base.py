@@ -1,0 +1,151 @@
+"""What a task is: networks by name, turns of learning, the loss of each turn, how to sample.
+
+This is the interface that users implement for their own model; the trainer, the criteria and the
+judges know nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import ConfigError
+
+Networks = dict[str, nn.Module]
+Shape = tuple[int, int, int]
+FAMILIES = ("autoencoder", "vae", "gan")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who learns, how often a step, and whether real images are drawn for it."""
+
+    name: str
+    learns: tuple[str, ...] = ()
+    """Names of the networks that learn in this turn; empty = all of them."""
+    repeats: int = 1
+    """How many updates this turn makes in one step (n_critic)."""
+    images: bool = True
+    """Whether the turn's loss looks at real images; if not, it gets an empty batch of the size."""
+
+
+class Task:
+    """A generative model and how it is trained; subclass it and override what differs.
+
+    Options are the class attributes of type bool, int, float, str or tuple whose names do not begin
+    with an underscore: ``Task(width=16)`` and ``--set task.width=16`` set them for one object.
+    Images are float tensors (N, C, H, W) in [-1, 1] on both sides of the networks.
+    """
+
+    family: str = "gan"
+    size: int = 32
+    """Height and width of the images, in pixels."""
+    channels: int = 0
+    """Colour channels of the images: 1, 3, or 0 = as the data has them."""
+    latent: int = 0
+    """Length of a latent vector; 0 = the task cannot sample from a prior."""
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+
+    turns: tuple[Turn, ...] = (Turn("all"),)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {}, "paper": {}}
+    """Preset name -> option values; also ``steps`` or ``epochs``, the default training length."""
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Network name -> role: encoder, decoder, generator or discriminator (default: its name)."""
+
+    def __init__(self, **options: Any) -> None:
+        allowed = self.options()
+        for name, value in options.items():
+            if name not in allowed:
+                raise ConfigError(
+                    f"task {type(self).__name__} has no option {name!r}; "
+                    f"it has: {', '.join(sorted(allowed))}"
+                )
+            setattr(self, name, _checked(name, value, allowed[name]))
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Every option with its default value."""
+        reserved = {"turns", "presets", "roles", "family"}
+        return {
+            name: getattr(cls, name)
+            for name in dir(cls)
+            if not name.startswith("_")
+            and name not in reserved
+            and isinstance(getattr(cls, name), bool | int | float | str | tuple)
+        }
+
+    def image_shape(self, data_channels: int) -> Shape:
+        """(C, H, W) that this task works on, given how many channels the data has."""
+        return (self.channels or data_channels, self.size, self.size)
+
+    def networks(self, shape: Shape) -> Networks:
+        """New networks by name for images (C, H, W), drawn from torch's global generator."""
+        raise NotImplementedError(f"{type(self).__name__}.networks is not written")
+
+    def loss(self, turn: str, networks: Networks, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """The loss of a turn on a batch (N, C, H, W): a scalar, or a dict with ``loss`` and parts.
+
+        Random draws may come from torch's global generators, which are seeded for every turn. Only
+        the networks that learn in the turn require gradients when this is called.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.loss is not written")
+
+    def optimizer(self, turn: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of a turn over the parameters of the networks that learn in it."""
+        del turn
+        return torch.optim.Adam(
+            parameters,
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+    def schedule(self, step: int, total_steps: int) -> float:
+        """What the learning rates are multiplied by at a step (0 <= step < total_steps)."""
+        del step, total_steps
+        return 1.0
+
+    def latents(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` draws from the prior, (n, latent): N(0, I) unless overridden."""
+        return torch.randn(n, self.latent, generator=generator)
+
+    def sample(self, networks: Networks, latents: Tensor) -> Tensor:
+        """Latents (N, latent) -> images (N, C, H, W) in [-1, 1]."""
+        raise NotImplementedError(f"{type(self).__name__}.sample is not written")
+
+    def reconstruct(self, networks: Networks, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> their reconstructions, same shape (autoencoders and VAEs)."""
+        raise NotImplementedError(f"{type(self).__name__}.reconstruct is not written")
+
+    def judge_loss(self, networks: Networks, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Per-image held-out quantities by metric name, each (N,), for the judge split.
+
+        autoencoder: none needed (the reconstruction error is computed from ``reconstruct``);
+        vae: ``reconstruction`` and ``kl`` in nats, and ``mean`` (N, latent) for active units;
+        gan: ``discriminator_loss`` of held-out reals and fresh fakes from ``latents``.
+        """
+        del networks, images, latents
+        return {}
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """``value`` as the type of ``default``, or ConfigError."""
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if type(value) is not kind:
+        raise ConfigError(
+            f"task option {name!r} got {value!r}; it takes a {kind.__name__}, "
+            f"like its default {default!r}"
+        )
+    return value

@@ -1,0 +1,313 @@
+"""The one training loop: turns, masks held after every optimizer step, averaged weights, resume.
+
+A step is one round of all turns. Every random draw of a turn is a function of (seed, turn, step),
+so a run taken up at step k from its state is the run that never stopped, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import ConfigError, DivergedError, TicketError
+from tombola.runtime import Runtime, derive_seed
+from tombola.sparsity.hold import Hold
+from tombola.sparsity.masks import Masks
+from tombola.sparsity.names import load_plain_state, plain_state
+from tombola.tasks.base import Networks, Task, Turn
+
+LOG_ROWS = 100
+"""Loss rows that a run keeps, equally spaced."""
+CUDA_CHECK_STEPS = 50
+"""On an accelerator losses are read together this often, so that the queue never runs dry."""
+
+
+class BatchSource(Protocol):
+    """What the trainer asks of data: the batch of an index, the same whenever asked."""
+
+    def batch(self, index: int) -> Any:
+        """Real images of draw ``index``, as the task's loss takes them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a training run needs to know besides its task, networks and data."""
+
+    runtime: Runtime
+    seed: int
+    total_steps: int
+    ema: float = 0.0
+    """Decay of the averaged weights; 0 = none."""
+
+
+class Trainer:
+    """Trains the networks of one task in place, from step 0 or from a state."""
+
+    def __init__(
+        self,
+        task: Task,
+        networks: Networks,
+        batches: BatchSource,
+        settings: Settings,
+        masks: Masks | None = None,
+    ) -> None:
+        self.task = task
+        self.networks = networks
+        self.batches = batches
+        self.settings = settings
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+        prepare(networks, settings.runtime)
+        self.hold = Hold(networks, masks) if masks is not None else None
+        self._draws = sum(turn.repeats for turn in task.turns if turn.images)
+        self._learners = {turn.name: _learners(turn, networks) for turn in task.turns}
+        self.optimizers = {
+            turn.name: task.optimizer(turn.name, self._learners[turn.name]) for turn in task.turns
+        }
+        self._factor = 1.0
+        self._rates = [(o, [g["lr"] for g in o.param_groups]) for o in self.optimizers.values()]
+        self._trained = [p for each in self._learners.values() for p in each]
+        self._blank: Tensor | None = None
+        self._pending: list[tuple[int, str, Tensor]] = []
+        self._log_every = max(1, settings.total_steps // LOG_ROWS)
+        self._averages: dict[str, Tensor] = {}
+        if self.hold is not None:
+            self.hold.apply()
+        if settings.ema:
+            self._averages = {k: v.detach().clone() for k, v in _named(networks).items()}
+
+    def advance(self) -> None:
+        """One step: every turn in order; DivergedError at a loss that is not finite."""
+        step, seed = self.step, self.settings.seed
+        base = derive_seed(seed, "step", step)
+        np.random.seed(base & 0xFFFFFFFF)
+        random.seed(base)
+        self._schedule(step)
+        draw = step * self._draws
+        parts: dict[str, Tensor] = {}
+        for turn in self.task.turns:
+            self._choose(turn)
+            optimizer = self.optimizers[turn.name]
+            for repeat in range(turn.repeats):
+                images = self._images(turn, draw)
+                draw += turn.images
+                torch.manual_seed(derive_seed(seed, f"turn-{turn.name}-{repeat}", step))
+                optimizer.zero_grad(set_to_none=True)
+                with self.settings.runtime.autocast():
+                    result = self.task.loss(turn.name, self.networks, images)
+                loss = self._scalar(turn, result)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if self.hold is not None:
+                    self.hold.apply()
+                named = result if isinstance(result, dict) else {"loss": result}
+                parts.update({f"{turn.name}.{k}": v.detach() for k, v in named.items()})
+                self._pending.append((step, turn.name, loss.detach()))
+        self.step = step + 1
+        self._average()
+        self._watch(parts)
+
+    def _schedule(self, step: int) -> None:
+        """Set the learning rates of this step: a function of the step alone, so resume is exact."""
+        factor = self.task.schedule(step, self.settings.total_steps)
+        if factor == self._factor:
+            return
+        self._factor = factor
+        for optimizer, rates in self._rates:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def _images(self, turn: Turn, draw: int) -> Any:
+        """The turn's batch; for a turn without images a blank one of the same size."""
+        if turn.images or self._draws == 0:
+            return self.batches.batch(draw)
+        if self._blank is None:
+            self._blank = torch.zeros_like(self.batches.batch(0))
+        return self._blank
+
+    def _choose(self, turn: Turn) -> None:
+        """Let only the turn's networks require gradients: the others' backward pass is saved."""
+        if len(self.task.turns) == 1:
+            return
+        for parameter in self._trained:
+            parameter.requires_grad_(False)
+        for parameter in self._learners[turn.name]:
+            parameter.requires_grad_(True)
+
+    def _scalar(self, turn: Turn, result: Tensor | dict[str, Tensor]) -> Tensor:
+        loss = result.get("loss") if isinstance(result, dict) else result
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ConfigError(
+                f"{type(self.task).__name__}.loss({turn.name!r}) gave {type(loss).__name__}; "
+                "return one scalar tensor, or a dict of tensors with the scalar under 'loss'"
+            )
+        return loss
+
+    def _watch(self, parts: Mapping[str, Tensor]) -> None:
+        """Log at equal distances; stop at the first loss that is not finite and name its step."""
+        logged = self.step % self._log_every == 0 or self.step == self.settings.total_steps
+        on_cpu = self.settings.runtime.device.type == "cpu"
+        if on_cpu or logged or len(self._pending) >= CUDA_CHECK_STEPS:
+            self.check()
+        if logged:
+            row = {name: float(value.float().mean()) for name, value in parts.items()}
+            self.log.append({"step": self.step, **row})
+
+    def check(self) -> None:
+        """Read the losses not read yet; DivergedError names the first that is not finite."""
+        pending, self._pending = self._pending, []
+        for step, turn, value in pending:
+            number = float(value)
+            if not math.isfinite(number):
+                raise DivergedError(step, turn, number)
+
+    def _average(self) -> None:
+        if not self._averages:
+            return
+        live = _named(self.networks)
+        floating = [k for k, v in self._averages.items() if v.is_floating_point()]
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [self._averages[k] for k in floating],
+                [live[k].detach() for k in floating],
+                1.0 - self.settings.ema,
+            )
+            for name in self._averages.keys() - set(floating):
+                self._averages[name].copy_(live[name])
+
+    def judged_weights(self) -> dict[str, Tensor]:
+        """``network.name`` -> the weights and buffers that are judged: averaged if there are any.
+
+        Masked when read: an average that began with dense weights forgets them only slowly. Raises
+        AssertionError if a live weight leaked through its mask, which would be our fault.
+        """
+        if self.hold is not None:
+            leaks = self.hold.leaks()
+            assert not leaks, f"pruned weights are not zero in {', '.join(leaks)}"
+        source = self._averages or _named(self.networks)
+        state = {name: value.detach().clone() for name, value in source.items()}
+        if self.hold is not None:
+            self.hold.mask_state(state)
+        return state
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a later process needs to go on: tensors by name, and a manifest."""
+        self.check()
+        tensors = {f"network.{k}": v.detach() for k, v in _named(self.networks).items()}
+        tensors.update({f"average.{k}": v for k, v in self._averages.items()})
+        scalars: dict[str, Any] = {}
+        for turn, optimizer in self.optimizers.items():
+            for index, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    name = f"optimizer.{turn}.{index}.{key}"
+                    if isinstance(value, Tensor):
+                        tensors[name] = value.detach()
+                    else:
+                        scalars[name] = value
+        manifest = {
+            "step": self.step,
+            "seed": self.settings.seed,
+            "scalars": scalars,
+            "log": self.log,
+        }
+        return tensors, manifest
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], *, optimizer: bool = True
+    ) -> None:
+        """Take up a state; with ``optimizer=False`` moments, averages and log begin anew.
+
+        Masks are applied to what is loaded, moments and averages included.
+        """
+        load_weights(self.networks, _under(tensors, "network."))
+        for name, value in self._averages.items():
+            value.copy_(tensors[f"average.{name}" if optimizer else f"network.{name}"])
+        if optimizer:
+            self._load_optimizers(tensors, manifest["scalars"])
+            self.log = list(manifest["log"])
+        self.step = int(manifest["step"])
+        if self.hold is not None:
+            self.hold.apply()
+            for each in self.optimizers.values():
+                self.hold.mask_optimizer(each)
+            self.hold.mask_state(self._averages)
+
+    def _load_optimizers(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        for turn, optimizer in self.optimizers.items():
+            prefix = f"optimizer.{turn}."
+            state: dict[int, dict[str, Any]] = {}
+            entries: dict[str, Any] = {**_under(tensors, prefix)}
+            entries.update(
+                {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
+            )
+            for name, value in entries.items():
+                index, _, key = name.partition(".")
+                parameter = self._learners[turn][int(index)]
+                state.setdefault(int(index), {})[key] = _like(value, parameter)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def prepare(networks: Networks, runtime: Runtime) -> None:
+    """Move networks to the device, convolutions in channels_last, in train mode."""
+    for network in networks.values():
+        network.to(runtime.device)
+        if any(p.dim() == 4 for p in network.parameters()):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.train()
+
+
+def load_weights(networks: Networks, weights: Mapping[str, Tensor]) -> None:
+    """Load ``network.name`` -> tensor into networks, in place; TicketError names what is off."""
+    known = tuple(f"{name}." for name in networks)
+    for name in weights:
+        if not name.startswith(known):
+            raise TicketError(
+                f"tensor {name!r} belongs to no network of this task; it has: {', '.join(networks)}"
+            )
+    for name, network in networks.items():
+        load_plain_state(network, _under(weights, f"{name}."))
+
+
+def _named(networks: Networks) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, network in networks.items()
+        for key, value in plain_state(network).items()
+    }
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _like(value: Any, parameter: nn.Parameter) -> Any:
+    """An optimizer's tensor in the memory format of its parameter: fused kernels ask for it."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, requires_grad=False).copy_(value)
+    return value
+
+
+def _learners(turn: Turn, networks: Networks) -> list[nn.Parameter]:
+    """The parameters that learn in a turn, each once, in the networks' order."""
+    names = turn.learns or tuple(networks)
+    for name in names:
+        if name not in networks:
+            raise ConfigError(
+                f"turn {turn.name!r} lets {name!r} learn, but the task's networks are "
+                f"{', '.join(networks)}; name one of them"
+            )
+    found: dict[int, nn.Parameter] = {}
+    for name in names:
+        for parameter in networks[name].parameters():
+            if parameter.requires_grad:
+                found.setdefault(id(parameter), parameter)
+    return list(found.values())
