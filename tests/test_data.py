@@ -205,6 +205,7 @@ def test_dataset_becomes_a_tensor_source(tmp_path: Path) -> None:
         (torch.full((30, 1, 8, 8), -1.0), r"not in \[0, 1\]"),
         (torch.zeros(30, 1, 8, 8, dtype=torch.int64), "torch.int64, not uint8"),
         ((torch.zeros(30, 1, 8, 8, dtype=torch.uint8), [0, 1]), "one integer from 0 for every"),
+        ((torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, -1]), "one integer from 0 for every"),
         ([torch.zeros(1, 2, 2), torch.zeros(1, 3, 3)], "2 sizes"),
         ([picture(0), "no picture"], "image 1: ValueError: a str is not an image"),
         (7, "a int is not a data source"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tombola.data.adapt import fit
+from tombola.data.sources import load_images
 from tombola.errors import ConfigError, DataError
 from tombola.metrics import ladder
 from tombola.metrics.features import (
@@ -108,7 +111,7 @@ def test_the_loss_without_labels_is_that_of_telling_rotations_apart():
     loss.backward()
     assert loss.shape == ()
     assert model.head.weight.grad is not None
-    assert float(loss) == pytest.approx(np.log(4), abs=1)
+    assert loss.item() == pytest.approx(np.log(4), abs=1)
 
 
 def test_shrunk_batches_have_the_border_of_padded_ones(monkeypatch):
@@ -131,12 +134,12 @@ def test_28_is_padded_with_black_to_32():
 
 
 def test_other_sizes_are_scaled_with_antialiasing_and_rounded():
-    stripes = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
-    stripes[..., ::2] = 255
-    # without antialiasing a two-fold shrink would average just two columns, 127.5 -> 128 everywhere
+    stripes = torch.zeros(1, 1, 96, 96, dtype=torch.uint8)
+    stripes[..., ::3] = 255
+    # weights 1, 2, 3, 2, 1 of 9 meet the stripe with 2 + 1; one sample in the middle would miss it
     found = adapt(stripes, 1)
     assert found.shape == (1, 1, 32, 32)
-    assert sorted(found[0, 0, 5].unique().tolist())[0] in (127, 128)
+    assert found[..., 1:-1].unique().tolist() == [85]
     blocks = adapt(torch.full((1, 1, 8, 8), 77, dtype=torch.uint8), 1)
     assert blocks.unique().tolist() == [77]
 
@@ -149,7 +152,6 @@ def test_colour_is_averaged_and_rounded_and_grey_repeated():
 
 
 def test_adaptation_agrees_with_that_of_the_data_sources():
-    fit = pytest.importorskip("tombola.data.adapt").fit
     for channels, size, wanted in [(1, 28, 1), (3, 28, 1), (3, 64, 1), (1, 8, 3), (3, 45, 3)]:
         given = images(3, channels, size)
         assert torch.equal(adapt(given, wanted), fit(given, (wanted, 32, 32)))
@@ -272,11 +274,14 @@ class StandIn(nn.Module):
 @pytest.fixture
 def stand_in(tmp_path) -> tuple[Path, str]:
     path = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(StandIn()).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch.jit is deprecated; the published file is of its kind
+        torch.jit.script(StandIn()).save(path)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inception_is_opened_after_its_hash_is_verified(stand_in, recwarn):
     path, sha256 = stand_in
     recwarn.clear()
@@ -346,25 +351,21 @@ def test_shipped_judges_are_small_gated_and_say_how_they_were_made(data):
     assert judge.metadata["command"] == f"python benchmarks/make_judges.py {data}"
 
 
-def _split(data: str, size: int, split: str) -> tuple[Tensor, Tensor]:
-    sources = pytest.importorskip("tombola.data.sources")
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if data == "mnist" and not (folder / "mnist").is_dir():
-        pytest.skip("the MNIST parquet files are not in ../shared/data")
-    loaded = sources.load_images(data, (1, size, size), data_dir=folder)
+def _digits(size: int, split: str) -> tuple[Tensor, Tensor]:
+    loaded = load_images("digits", (1, size, size))
     return loaded.splits[split], loaded.labels[split]
 
 
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_the_shipped_digits_judge_knows_digits_of_every_size(size):
     judge = load_judge(shipped_judge("digits"))
-    assert ladder.accuracy(judge, *_split("digits", size, "judge")) >= ACCURACY_GATES["digits"]
+    assert ladder.accuracy(judge, *_digits(size, "judge")) >= ACCURACY_GATES["digits"]
 
 
 def test_the_shipped_digits_judge_climbs_its_ladder_again():
     judge = load_judge(shipped_judge("digits"))
-    train, _ = _split("digits", 32, "train")
-    judged, labels = _split("digits", 32, "judge")
+    train, _ = _digits(32, "train")
+    judged, labels = _digits(32, "judge")
     result = ladder.gate(judge, {"train": train, "judge": judged}, {"judge": labels})
     assert result["reasons"] == []
     assert result["passed"]
@@ -429,8 +430,8 @@ def test_noise_is_the_same_at_every_call():
 
 def test_a_dropped_class_is_compared_with_as_many_images_left_out_at_random():
     judge = load_judge(shipped_judge("digits"))
-    train, _ = _split("digits", 32, "train")
-    judged, labels = _split("digits", 32, "judge")
+    train, _ = _digits(32, "train")
+    judged, labels = _digits(32, "judge")
     result = ladder.climb(judge, train[:300], judged[:100], labels[:100])
     clean = judge.features(judged[:100])[0]
     reference = Gaussian.of(judge.features(train[:300])[0])

@@ -65,6 +65,19 @@ def test_every_form_agrees_with_the_matrix_square_root(n_reference, n_sample):
     assert found == pytest.approx(brute_force(x, y), rel=1e-6)
 
 
+def test_large_matrices_take_the_symmetric_congruence_to_the_same_end(monkeypatch):
+    x, y = RNG.normal(size=(90, 7)) @ RNG.normal(size=(7, 7)), RNG.normal(size=(70, 7)) + 1
+    calls = []
+    dsygst = scipy.linalg.lapack.dsygst
+    monkeypatch.setattr("tombola.metrics.frechet.LARGE", 7)
+    monkeypatch.setattr(
+        "tombola.metrics.frechet.lapack.dsygst", lambda *a, **k: calls.append(1) or dsygst(*a, **k)
+    )
+    found = frechet_distance(Gaussian.of(x), Gaussian.of(y))
+    assert calls
+    assert found == pytest.approx(brute_force(x, y), rel=1e-9)
+
+
 def test_gram_form_is_used_below_the_dimensions_and_left_above():
     stream = Gaussian()
     stream.update(RNG.normal(size=(9, 10)))

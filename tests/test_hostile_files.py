@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import struct
@@ -317,16 +318,17 @@ def test_a_model_file_holds_no_masks(target):
 
 
 def test_the_decoded_size_is_at_most_40_times_the_files(target):
-    def bomb(dtype: str, shape: list[int]) -> None:
-        n = 1
-        for dim in shape:
-            n *= dim
-        tensors: Tensors = {
-            "mask.n.w": ("U8", [(n + 7) // 8], bytes((n + 7) // 8)),
-            "weight.n.w": (dtype, [0], b""),
-        }
-        manifest = MANIFEST | {"shapes": {"n.w": shape}, "sparsity": 1.0}
-        put(target, header_of(tensors, manifest), tensors)
+    def bomb(dtype: str, shape: list[int], dtype_b: str = "F32", length_b: int = 0) -> None:
+        tensors: Tensors = {}
+        for name, kind, count in [
+            ("w", dtype, math.prod(shape)),
+            ("b", dtype_b, length_b),
+        ]:
+            packed = (count + 7) // 8
+            tensors[f"mask.n.{name}"] = ("U8", [packed], bytes(packed))
+            tensors[f"weight.n.{name}"] = (kind, [0], b"")
+        shapes = {"n.w": shape, "n.b": [length_b]}
+        put(target, header_of(tensors, MANIFEST | {"shapes": shapes, "sparsity": 1.0}), tensors)
 
     bomb("F32", [8000, 100])  # 4 + 1 bytes for each bit is 40 times, less the header's bytes
     assert tickets.load_ticket(target).weights["n.w"].count_nonzero() == 0
@@ -336,5 +338,7 @@ def test_the_decoded_size_is_at_most_40_times_the_files(target):
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 800_000  # the dense weight would take 6,400,000
+    bomb("F32", [8000, 100], "F64", 160_000)  # 37 times without the masks' own bytes, 45 with
+    refused(target, "tensor weight.n.b: with shape [160000] the file unfolds to more than 40")
     bomb("F32", [0, 2**40, 2**40])  # no values, but strides that overflow
     refused(target, "tensor weight.n.w: with shape [0, ")

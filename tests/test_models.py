@@ -71,6 +71,17 @@ def test_conv_autoencoder_has_the_authors_count_and_sizes() -> None:
     assert heights == [5, 10, 18, 20, 32]
 
 
+def test_conv_autoencoder_keeps_the_signal_s_size() -> None:
+    """He's variance 2 / inputs; an output of a stride-2 transposed layer sums 1/4 of its kernel."""
+    torch.manual_seed(0)
+    encoder, decoder = ConvEncoder(COLOUR), ConvDecoder(COLOUR)
+    assert encoder.main[6].weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert decoder.main[2].weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)
+    assert decoder.main[6].weight.std().item() == pytest.approx((2 / (64 * 25)) ** 0.5, rel=0.02)
+    assert not encoder.main[0].bias.any()
+    assert decoder(encoder(torch.rand(16, 3, 32, 32) * 2 - 1)).std() > 0.1
+
+
 def test_vae_has_the_paper_s_5_6_million() -> None:
     encoder, decoder = VariationalEncoder(COLOUR), VariationalDecoder(COLOUR)
     # weights 1344 d^2 + 32 c d + 96 d z at d = 64, c = 3, z = 16 (official-code.md, 0.2)

@@ -316,6 +316,8 @@ def test_broken_image_is_named_or_skipped(tmp_path: Path) -> None:
     assert torch.equal(after.splits["judge"], before.splits["judge"])
     kept = [i for i in range(20) if i != 3]
     assert torch.equal(after.splits["train"], before.splits["train"][kept])
+    with pytest.raises(DataError, match="--skip-broken"):  # what was skipped is not cached as whole
+        load_images(f"folder:{root}", (3, 6, 6))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tombola.config import Config, build
+from tombola.data.checks import check_source
 from tombola.data.sources import save_tensor_source
 from tombola.engine import search
 from tombola.engine.judging import save_grid
@@ -77,7 +79,7 @@ def find(
     tables.setdefault("task", {})["name"] = task_spec(task)
     folder = None if out is None else Path(out)
     if not isinstance(data, str):
-        data = save_tensor_source(data, (folder or Path("runs")) / "data.safetensors")
+        data = _tensor_source(data, folder or Path("runs"))
     tables.setdefault("data", {})["name"] = data
     request = find_request(
         build(tables),
@@ -86,6 +88,14 @@ def find(
         f"tombola.find({task_spec(task)!r})",
     )
     return carry_out(request, progress)
+
+
+def _tensor_source(data: Any, folder: Path) -> str:
+    """Images given from Python as a file under a name made from their content."""
+    temporary = folder / f".data-{os.getpid()}.safetensors"
+    save_tensor_source(data, temporary)
+    name = f"data-{check_source(f'tensor:{temporary}').removeprefix('tensor-')}.safetensors"
+    return f"tensor:{temporary.replace(folder / name)}"
 
 
 def task_spec(task: str | type[Task]) -> str:
@@ -203,8 +213,8 @@ def model_networks(
     allowed = kind.options()
     try:
         built = kind(**{k: v for k, v in options.items() if k in allowed and k != "name"})
-        shape = tuple(int(v) for v in manifest["shape"])
-        networks = built.networks(shape)
+        channels, height, width = (int(v) for v in manifest["shape"])
+        networks = built.networks((channels, height, width))
         load_weights(networks, weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TicketError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ class Bar(Progress):
     """Draws a bar on stderr; nothing where nothing is left to do."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._steps = self._told = 0
 
     def begin(self, steps: int, runs: int) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import config as configs
+from tombola import values
 from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.errors import ConfigError, TicketError
 from tombola.registry import DATA, TASKS
 
 if TYPE_CHECKING:
-    from tombola.api import Result
-    from tombola.engine.search import Request
+    from tombola.engine.search import Request, Result
 
 _FLAGS = {
     "task": ("task", "name"),
@@ -49,7 +49,7 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if options.config is not None:
         tables = {
             k: dict(v)
-            for k, v in configs.read_toml(Path(options.config)).items()
+            for k, v in values.read_toml(Path(options.config)).items()
             if isinstance(v, dict)
         }
     for name, (section, key) in _FLAGS.items():
@@ -65,7 +65,7 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f"--set got {text!r}; write it as section.key=value, such as task.width=16"
             )
-        tables.setdefault(section, {})[key] = configs.parse_value(value)
+        tables.setdefault(section, {})[key] = values.parse_value(value)
     given = tables.get("train", {})
     if options.steps is not None and options.epochs is None:
         given["epochs"] = 0.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from tombola.config import to_toml
 from tombola.engine.output import resolved
 from tombola.engine.search import Request, prepare
 from tombola.metrics.statistics import seeds_for_margin
 from tombola.recipes.recipes import Plan
 from tombola.recipes.setting import Setting, seconds_per_step
 from tombola.runs.store import Store
+from tombola.values import to_toml
 
 _WEIGHT_BYTES = 4
 

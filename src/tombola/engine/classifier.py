@@ -105,13 +105,7 @@ def train_judge(
         metadata["accuracy"] = _accuracy(model, images)
     path = folder / "judge.safetensors"
     save_judge(path, model, metadata)
-    metadata["gate"] = gate(
-        load_judge(path),
-        images.splits["train"],
-        images.splits["judge"],
-        images.labels["train"],
-        images.labels["judge"],
-    )
+    metadata["gate"] = gate(load_judge(path), images.splits, images.labels)
     return {**metadata, "seconds": seconds}
 
 
@@ -120,7 +114,7 @@ def _run(trainer: Trainer, checkpoint: Path, progress: Callable[[int], None]) ->
     seconds = 0.0
     if checkpoint.exists():
         tensors, manifest = load_state(checkpoint)
-        trainer.load_state(tensors, manifest)
+        trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
     start = saved = time.perf_counter()
     while trainer.step < trainer.settings.total_steps:
@@ -138,5 +132,5 @@ def _accuracy(model: Classifier, images: Images) -> float:
     assert labels is not None
     judged = adapt(images.splits["judge"], model.channels)
     with torch.no_grad():
-        guesses = torch.cat([model(normalise(part)).argmax(1) for part in judged.split(500)])
+        guesses = torch.cat([model(normalise(part)).argmax(1) for part in torch.split(judged, 500)])
     return float((guesses == labels).double().mean())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,14 @@ import numpy as np
 import torch
 
 import tombola
-from tombola.metrics.statistics import arm_name, search_key, summarise
+from tombola.metrics.statistics import metric_kind, search_key, summarise
 from tombola.recipes.recipes import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting, task_options
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
-from tombola.runs.store import Store, write_atomic, write_json
+from tombola.runs.store import Store, write_json
 from tombola.sparsity.masks import collapsed
-from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
-from tombola.training.checkpoint import load_weights_file
+from tombola.sparsity.tickets import load_ticket
 
 
 def task_name(setting: Setting) -> str:
@@ -120,17 +116,13 @@ class Output:
         return self.records[name]
 
     def write(self, runs: Mapping[str, int]) -> dict[str, Any]:
-        """Write every table and file of the contract; returns ``summary.json``'s object."""
+        """Write results.csv, costs.csv and summary.json; returns the last one's object."""
         rows = list(self.rows())
         write_results(self.out / "results.csv", rows)
         costs = list(self.cost_rows())
         write_costs(self.out / "costs.csv", costs)
         summary = self.summary(rows, costs, runs)
         write_json(self.out / "summary.json", summary)
-        self.write_tickets()
-        self.write_models(summary)
-        self.write_samples()
-        self.write_log()
         return summary
 
     def key(self, cell: Cell) -> dict[str, Any]:
@@ -175,23 +167,24 @@ class Output:
             final = self.store.path(cell.train) / "final.safetensors"
             yield CostRow(
                 **self.key(cell),
-                train_flops=flops * self._steps(trained),
+                train_flops=flops * self.steps_of(trained),
                 train_seconds=trained["seconds"],
-                search_flops=flops * sum(self._steps(record) for record in before),
+                search_flops=flops * sum(self.steps_of(record) for record in before),
                 search_seconds=float(sum(record["seconds"] for record in before)),
                 eval_seconds=self.record(cell.evaluate).get("seconds"),
                 macs_per_sample=self.setting.work.sample_macs,
                 parameters=total,
                 nonzero_parameters=total - (cell.pool - cell.kept) if cell.pool else total,
-                ticket_bytes=_size(self._ticket_path(cell)) if cell.kind == "ticket" else None,
+                ticket_bytes=_size(self.ticket_path(cell)) if cell.kind == "ticket" else None,
                 model_bytes=_size(final),
                 peak_memory_bytes=trained.get("peak_memory_bytes"),
             )
 
-    def _steps(self, record: Mapping[str, Any]) -> int:
+    def steps_of(self, record: Mapping[str, Any]) -> int:
+        """How many steps a training took itself."""
         config = record["config"]
-        end: int = record.get("diverged", config["steps"])
-        return end - config.get("from_step", 0)
+        end = int(record.get("diverged", config["steps"]))
+        return end - int(config.get("from_step", 0))
 
     def summary(
         self, rows: list[Row], costs: list[CostRow], runs: Mapping[str, int]
@@ -205,6 +198,7 @@ class Output:
             margins=dict(config.verdict.margins),
             searches=searches,
         )
+        self._gate(verdicts)
         diverged = sum(row.metric == "diverged" for row in rows)
         return {
             **verdicts,
@@ -220,6 +214,24 @@ class Output:
             "judge": self._judge(),
         }
 
+    def _gate(self, verdicts: Mapping[str, Any]) -> None:
+        """A judge that failed its gate gives curves, but no verdict."""
+        gate = (self._judge() or {}).get("gate")
+        if gate is None or gate["passed"]:
+            return
+        why = "; ".join(gate["reasons"])
+        for arm in verdicts["arms"].values():
+            for metric, verdict in arm.items():
+                if metric_kind(metric) in ("fcd", "kcd", "cs"):
+                    text = f"No verdict on {metric}: its judge failed its gate ({why})."
+                    verdict.update(
+                        state="undecided",
+                        reason="judge failed its gate",
+                        sparsity=None,
+                        bracket=[None, None],
+                        sentence=text,
+                    )
+
     def _once(self, costs: list[CostRow]) -> list[CostRow]:
         """Cost rows with each training counted once, however many arms share it."""
         seen: dict[str, CostRow] = {}
@@ -231,11 +243,11 @@ class Output:
     def _collapsed(self) -> Iterator[tuple[str, list[str]]]:
         """Tickets of seed 0 with layers that lost every weight."""
         for cell in tickets(self.plan):
-            path = self._ticket_path(cell)
+            path = self.ticket_path(cell)
             if cell.seed == 0 and path.exists():
                 names = collapsed(load_ticket(path).masks)
                 if names:
-                    yield f"{self._arm_label(cell.arm)}/round{cell.round:02d}", names
+                    yield f"{self.arm_label(cell.arm)}/round{cell.round:02d}", names
 
     def _convergence(self, primary: str | None) -> dict[str, float]:
         """Change of the primary metric over the last fifth of the training, as a share, by arm.
@@ -251,7 +263,7 @@ class Output:
             steps = self.record(cell.evaluate).get("by_step", {})
             path = [steps[k].get(primary) for k in sorted(steps, key=int)]
             if len(path) >= 2 and path[0]:
-                label = f"{self._arm_label(cell.arm)}/{cell.kind}-round{cell.round:02d}"
+                label = f"{self.arm_label(cell.arm)}/{cell.kind}-round{cell.round:02d}"
                 changes.setdefault(label, []).append((path[-1] - path[0]) / abs(path[0]))
         return {label: statistics.fmean(values) for label, values in changes.items()}
 
@@ -277,129 +289,18 @@ class Output:
         kept = ("data", "accuracy", "gate", "labelled", "steps")
         return {"source": "run", **{k: record[k] for k in kept if k in record}}
 
-    def _arm_label(self, arm: Arm) -> str:
+    def arm_label(self, arm: Arm) -> str:
+        """The arm's folder name, which also stands for it in summary.json."""
         return arm.folder(self._rewind(arm), len(self.setting.config.train.precision) > 1)
 
     def _rewind(self, arm: Arm) -> int:
         return next(c.rewind_steps for c in self.plan.cells if c.arm == arm)
 
-    def _folder(self, name: str, arm: Arm) -> Path:
-        """OUT/name, or OUT/name/<arm> when there are several arms."""
-        base = self.out / name
-        return base if len(self.plan.arms) == 1 else base / self._arm_label(arm)
-
-    def _ticket_path(self, cell: Cell) -> Path:
+    def ticket_path(self, cell: Cell) -> Path:
+        """The ticket in the store that a cell was trained from."""
         assert cell.ticket is not None
         return self.store.path(cell.ticket) / "ticket.safetensors"
-
-    def lineage(self, cell: Cell) -> dict[str, Any]:
-        """The manifest of a ticket or model file: what it is and where it comes from."""
-        evaluated = self.record(cell.evaluate)
-        tables = resolved(self.setting, "")["config"]
-        tables["run"] = {"threads": self.setting.threads, "device": self.setting.device}
-        tables["search"].update(method=[cell.arm.method], rewind=[cell.arm.rewind])
-        tables["prune"]["networks"] = [cell.arm.networks]
-        tables["train"]["precision"] = [cell.arm.precision]
-        return {
-            "task": task_name(self.setting),
-            "data": self.setting.images.name,
-            "data_hash": self.setting.images.sha256,
-            "method": cell.arm.method,
-            "granularity": "weight",
-            "networks": list(self.setting.parameters),
-            "sparsity": cell.sparsity,
-            "sparsity_all": cell.sparsity_all,
-            "rewind_step": cell.rewind_steps,
-            "seed": cell.seed,
-            "round": cell.round,
-            "parents": sorted(self.record(cell.train)["parents"].values()),
-            "config": tables,
-            "scores": evaluated.get("values", {}),
-            "cost": {
-                "train_flops": 2
-                * self.setting.work.step_macs
-                * self._steps(self.record(cell.train))
-            },
-        }
-
-    def write_tickets(self) -> None:
-        """OUT/tickets: every ticket with its whole lineage."""
-        for cell in tickets(self.plan):
-            path = self._ticket_path(cell)
-            if not path.exists():
-                continue
-            folder = self._folder("tickets", cell.arm)
-            target = folder / f"seed{cell.seed}-round{cell.round:02d}.safetensors"
-            folder.mkdir(parents=True, exist_ok=True)
-            ticket = load_ticket(path)
-            save_ticket(target, replace(ticket, manifest=self.lineage(cell)))
-
-    def write_models(self, summary: Mapping[str, Any]) -> None:
-        """OUT/models: the dense and the best ticket's networks of every seed, or all if asked."""
-        everything = self.setting.config.run.keep == "all"
-        for cell in self.plan.cells:
-            final = self.store.path(cell.train) / "final.safetensors"
-            best = cell.kind == "ticket" and cell.round == self._best_round(cell.arm, summary)
-            if final.exists() and (everything or cell.kind == "dense" or best):
-                folder = self._folder("models", cell.arm)
-                folder.mkdir(parents=True, exist_ok=True)
-                name = f"{cell.kind}-seed{cell.seed}-round{cell.round:02d}.safetensors"
-                manifest = {
-                    **self.lineage(cell),
-                    "arm": cell.kind,
-                    "shape": list(self.setting.shape),
-                }
-                save_model(folder / name, load_weights_file(final), manifest)
-
-    def _best_round(self, arm: Arm, summary: Mapping[str, Any]) -> int:
-        """The round of the ticket's sparsity by the primary metric; without a winner the first."""
-        key = next((search_key(row) for row in self.rows_of(arm)), None)
-        verdict = (summary["arms"].get(arm_name(key), {}) if key else {}).get(summary["primary"])
-        wanted = verdict and (verdict["sparsity"] or verdict["matches_up_to"])
-        rounds = {c.sparsity: c.round for c in tickets(self.plan) if c.arm == arm}
-        return rounds.get(wanted, min(rounds.values(), default=0))
-
-    def rows_of(self, arm: Arm) -> Iterator[Row]:
-        """The ticket rows of one arm."""
-        for cell in tickets(self.plan):
-            if cell.arm == arm:
-                yield Row(**self.key(cell), metric="", value=0)
-
-    def write_samples(self) -> None:
-        """OUT/samples: the grids of seed 0, one an arm and round."""
-        for cell in self.plan.cells:
-            grid = self.store.path(cell.evaluate) / "grid.png"
-            if cell.seed == 0 and grid.exists():
-                folder = self._folder("samples", cell.arm)
-                folder.mkdir(parents=True, exist_ok=True)
-                target = folder / f"{cell.kind}-round{cell.round:02d}.png"
-                write_atomic(target, grid.read_bytes())
-
-    def write_log(self) -> None:
-        """OUT/log.jsonl: losses and events of every training by step."""
-        lines = []
-        for cell in self.plan.cells:
-            record = self.record(cell.train)
-            where = {
-                k: v
-                for k, v in self.key(cell).items()
-                if k in ("method", "arm", "networks", "rewind_steps", "seed", "round")
-            }
-            lines += [{**where, **row} for row in record.get("log", [])]
-            if "diverged" in record:
-                lines.append(
-                    {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}
-                )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomic(self.out / "log.jsonl", text.encode())
 
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
-
-
-def command_line() -> str:
-    """The command that was given, for the record."""
-    import shlex
-
-    return shlex.join(["tombola", *sys.argv[1:]])

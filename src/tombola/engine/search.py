@@ -12,6 +12,7 @@ from typing import Any
 from tombola.config import Config, build
 from tombola.data.checks import check_source
 from tombola.engine import local_pool
+from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved
 from tombola.engine.stages import Context
 from tombola.errors import ConfigError
@@ -135,6 +136,7 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         }
         output = Output(setting, plan, store, request.out)
         summary = output.write(runs)
+        Exports(output).write(summary)
         return Result(request.out, summary, list(output.rows()))
 
 

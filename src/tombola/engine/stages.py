@@ -157,7 +157,7 @@ def train(node: Node, context: Context) -> None:
     checkpoint = part / "checkpoint.safetensors"
     if checkpoint.exists():
         tensors, manifest = load_state(checkpoint)
-        trainer.load_state(tensors, manifest)
+        trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
     total = config["steps"]
     judged = set(judged_steps(trainer.task.family, total))
@@ -275,10 +275,10 @@ def _rewind_to(
     fresh = {"step": config["from_step"], "scalars": {}, "log": []}
     if "rewind" not in node.parents:
         state = {f"network.{k}": v for k, v in ticket.weights.items()}
-        trainer.load_state(state, fresh, optimizer=False)
+        trainer.rewind(state, fresh, optimizer=False)
         return
     tensors, manifest = load_state(context.store.path(node.parents["rewind"]) / "state.safetensors")
-    trainer.load_state(tensors, manifest, optimizer=config["optimizer"] == "restore")
+    trainer.rewind(tensors, manifest, optimizer=config["optimizer"] == "restore")
 
 
 def judge(node: Node, context: Context) -> None:
@@ -302,10 +302,7 @@ def evaluation(node: Node, context: Context) -> None:
     config = node.config
     trained = context.store.path(node.parents["train"])
     runtime = context.runtime(config)
-    weights = {}
-    for step in config["steps"]:
-        path = trained / f"judge-{step}.safetensors"
-        weights[step] = path if path.exists() else trained / "final.safetensors"
+    weights = {step: _Weights(trained, step) for step in config["steps"]}
     judge_path = None
     if "judge" in node.parents:
         judge_path = context.store.path(node.parents["judge"]) / "judge.safetensors"
@@ -314,7 +311,7 @@ def evaluation(node: Node, context: Context) -> None:
         context.make_task(config),
         context.images(tuple(config["data"]["shape"])),
         runtime,
-        {step: lambda p=path: load_weights_file(p) for step, path in weights.items()},
+        weights,
         (judge_path, part),
     )
     _commit(node, context, {**record, "seconds": time.perf_counter() - start})
@@ -325,6 +322,18 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a training at a step, read when they are called for."""
+
+    folder: Path
+    step: int
+
+    def __call__(self) -> dict[str, Tensor]:
+        path = self.folder / f"judge-{self.step}.safetensors"
+        return load_weights_file(path if path.exists() else self.folder / "final.safetensors")
 
 
 def _final(context: Context, name: str) -> dict[str, Tensor]:

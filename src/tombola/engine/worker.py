@@ -18,6 +18,7 @@ from typing import Any
 
 from tombola.errors import UserError
 
+
 def main() -> int:
     """Read requests until the input ends; returns the exit code."""
     # Ctrl-C goes to the whole group: the parent tells its workers when to end.

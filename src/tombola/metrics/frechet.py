@@ -17,6 +17,8 @@ from tombola.errors import DataError
 Array = NDArray[np.float64]
 BLOCK = 500
 """Vectors that are widened to float64 at a time: small enough to stay in the processor's cache."""
+LARGE = 512
+"""Dimensions from which LAPACK's symmetric congruence is used instead of two products."""
 
 
 class Gaussian:
@@ -165,14 +167,23 @@ def frechet_distance(
     elif a is not None:
         shared = _trace_root(a @ sample.covariance @ a.T)
     else:
-        # L^T B L has the eigenvalues of A B; dsygst forms it in an eighth of two products' work
         root = reference.root() if root is None else root
-        product, info = lapack.dsygst(sample.covariance, root, itype=2, lower=1)
-        assert info == 0
-        shared = _trace_root(product)
+        shared = _trace_root(_congruent(sample.covariance, root))
     total = _trace(reference, a) + _trace(sample, b) + float(offset @ offset)
     # rounding may leave a distance of zero at -1e-15 of the traces
     return max(0.0, total - 2 * shared)
+
+
+def _congruent(matrix: Array, root: NDArray[Any]) -> Array:
+    """L^T B L, which has the eigenvalues of L L^T B; at least its lower triangle is right."""
+    if len(matrix) < LARGE:
+        small: Array = root.T @ matrix @ root
+        return small
+    # an eighth of two products' work, but many calls: slow on small matrices
+    product, info = lapack.dsygst(matrix, root, itype=2, lower=1)
+    assert info == 0
+    large: Array = product
+    return large
 
 
 def _trace(gaussian: Gaussian, factor: Array | None) -> float:

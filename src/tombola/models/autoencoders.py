@@ -6,6 +6,7 @@ Layer tables: ``docs/method.md`` and the first author's public code (autoencoder
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -58,6 +59,26 @@ class LinearDecoder(nn.Module):
         return images.view(len(images), -1, self.height, self.across)
 
 
+def draw_he(network: nn.Module) -> None:
+    """Draw convolution weights from N(0, 2 / inputs), inputs = values that one output sums.
+
+    He et al., "Delving deep into rectifiers", 2015, equation 10; biases zero. The authors' code
+    keeps PyTorch's default, with a sixth of that variance: over ten layers without normalisation
+    the signal dies, and on MNIST (Adam 1e-3, widths 8 and 32) the tanh saturated before any image
+    came through.
+    """
+    for module in network.modules():
+        # On the meta device a normal draw imports 800 modules: a second, for nothing.
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or module.weight.is_meta:
+            continue
+        inputs = module.in_channels * math.prod(module.kernel_size)
+        if isinstance(module, nn.ConvTranspose2d):  # an output sees one in stride^2 kernel entries
+            inputs //= math.prod(module.stride)
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2 / inputs))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class ConvEncoder(nn.Module):
     """Images (N, C, S, S) -> codes (N, 16 width, S/16, S/16), S a multiple of 16.
 
@@ -84,6 +105,7 @@ class ConvEncoder(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2, 1),
         )
+        draw_he(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, S, S) in [-1, 1] -> codes (N, 16 width, S/16, S/16), not negative."""
@@ -114,6 +136,7 @@ class ConvDecoder(nn.Module):
             nn.ConvTranspose2d(n, shape[0], 2, 2, 4),
             nn.Tanh(),
         )
+        draw_he(self)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (N, 16 width, S/16, S/16) -> images (N, C, S, S) in [-1, 1]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tombola.recipes.setting import Setting, split_networks
+from tombola.registry import file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 
 JUDGEMENTS = 25
@@ -146,6 +147,8 @@ class _Chain:
             0,
             f"rewind point {self.rewind_steps}",
         )
+        before: tuple[str, ...]
+        own_before: tuple[str, ...]
         source, previous, before = first, None, (first,)
         own_source, own_previous, own_before = first, None, (first,)
         for level in range(1, len(self.setting.levels) + 1):
@@ -297,8 +300,6 @@ def _resample(setting: Setting, plan: Plan, judge: str | None) -> None:
 
 def _criterion(spec: str) -> dict[str, str]:
     """A criterion's part of a run's name: its name, and the hash of a user's file."""
-    from tombola.registry import file_sha256, is_file_spec, split_file_spec
-
     if not is_file_spec(spec):
         return {"name": spec}
     path, name = split_file_spec(spec)

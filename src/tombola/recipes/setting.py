@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tombola.config import Config, parse_rewind
+from tombola.config import Config
 from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
@@ -23,6 +23,7 @@ from tombola.runtime import PRECISIONS, Runtime, resolve_device, rng, seed_every
 from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Networks, Shape, Task
 from tombola.training.trainer import Settings, Trainer
+from tombola.values import parse_rewind
 
 PROBE_SAMPLES = 2
 """Batch of the trial step that counts the work and shows whether a task's methods fit together."""
@@ -131,7 +132,7 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
             f"{', '.join(FAMILIES)}"
         )
     preset = dict(kind.presets.get(config.task.preset, {}))
-    length = {key: preset.pop(key) for key in ("steps", "epochs") if key in preset}
+    length: dict[str, Any] = {k: preset.pop(k) for k in ("steps", "epochs") if k in preset}
     return kind(**{**preset, **config.task.options}), length
 
 

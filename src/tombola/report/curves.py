@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tombola.metrics.levels import belongs
-from tombola.metrics.statistics import SearchKey, interval, search_key, searches_in
-from tombola.runs.results import DIVERGED, NOT_RUN, Row
+from tombola.metrics.statistics import SearchKey, interval, searches_in
+from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row
 
 DENSE, TICKET = "dense", "ticket"
 ARMS = (DENSE, TICKET, "reinit", "shuffle", "erk", "reinit-chain")
@@ -60,10 +62,21 @@ def arm_order(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
+def key_of(row: KeyColumns) -> SearchKey:
+    """The search that a row of either table belongs to."""
+    return SearchKey(row.method, row.networks, row.rewind_steps, row.precision, row.compress)
+
+
+def bracket_of(verdict: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """(highest winning, first worse) sparsity of a verdict, None where there is none."""
+    low, high = [*(verdict.get("bracket") or ()), None, None][:2]
+    return low, high
+
+
 def searches_of(rows: Sequence[Row]) -> list[SearchKey]:
     """The searches to show: those that have tickets, else whatever the rows are of."""
-    others = dict.fromkeys(search_key(row) for row in rows if row.arm != DENSE)
-    return searches_in(rows) or list(others) or [search_key(row) for row in rows[:1]]
+    others = dict.fromkeys(key_of(row) for row in rows if row.arm != DENSE)
+    return searches_in(rows) or list(others) or [key_of(row) for row in rows[:1]]
 
 
 def folder_of(search: SearchKey, several_precisions: bool = False) -> str:
@@ -77,7 +90,7 @@ def label_of(search: SearchKey, searches: Sequence[SearchKey]) -> str:
     """What tells a search from the others, in words; empty where it is the only one."""
     words = {
         "method": search.method,
-        "networks": f"pruned: {search.networks.replace(',', ' + ')}",
+        "networks": f"pruned: {' + '.join(re.split('[+,]', search.networks))}",
         "rewind_steps": f"rewound to {search.rewind_steps}",
         "precision": search.precision,
         "compress": f"compress {search.compress}",
@@ -106,7 +119,7 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
                 shown = tuple(point for point in points if point is not None)
                 if any(point.values for point in shown):
                     curves[metric].append(Curve(search, arm, metric, shown))
-    return curves
+    return {metric: found for metric, found in curves.items() if found}
 
 
 def _point(metric: str, found: dict[str, dict[int, Row]]) -> Point | None:
@@ -140,10 +153,8 @@ def curves_csv(curves: Iterable[Curve]) -> str:
     for curve in curves:
         for point in curve.points:
             numbers = (point.mean, *point.bounds)
-            writer.writerow(
-                (*curve.search, curve.arm, curve.metric, point.round, point.sparsity)
-                + (point.sparsity_all, len(point.values))
-                + tuple("" if math.isnan(number) else repr(number) for number in numbers)
-                + (point.diverged, point.not_run, " ".join(map(repr, point.values)))
-            )
+            bounds = ("" if math.isnan(number) else number for number in numbers)
+            where = (*curve.search, curve.arm, curve.metric, point.round, point.sparsity)
+            counts = (point.diverged, point.not_run, " ".join(map(repr, point.values)))
+            writer.writerow((*where, point.sparsity_all, len(point.values), *bounds, *counts))
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""What did the search find? OUT/report.html: one file, offline, written from OUT/ and nothing else."""
+"""What did the search find? OUT/report.html: one offline file, made from OUT/ alone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from markupsafe import Markup
 
 from tombola.errors import ConfigError
 from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import SearchKey, arm_name, search_key
+from tombola.metrics.statistics import SearchKey, arm_name
 from tombola.report import plots, tables
 from tombola.report.curves import (
     DENSE,
     TICKET,
     Curve,
-    arm_order,
+    bracket_of,
     curves_csv,
     curves_of,
-    dense_of,
+    key_of,
     label_of,
     searches_of,
 )
@@ -37,6 +37,7 @@ from tombola.runs.store import write_atomic
 REPORT = "report.html"
 _FILES = Path(__file__).parent / "files"
 _NEEDED = ("config.json", "results.csv", "summary.json")
+_BETTER = {"lower": "lower is better", "higher": "higher is better"}
 _HASH = re.compile(r"[0-9a-f]{32,128}")
 
 
@@ -51,7 +52,9 @@ def write_report(out: Path) -> Path:
     missing = [name for name in _NEEDED if not (out / name).is_file()]
     if missing:
         what = "is no directory" if not out.is_dir() else f"has no {', '.join(missing)}"
-        raise ConfigError(f"{str(out)!r} {what}; give the directory that tombola find or train wrote")
+        raise ConfigError(
+            f"{str(out)!r} {what}; give the directory that tombola find or train wrote"
+        )
     page = _Page(
         out=out,
         config=_read_json(out / "config.json"),
@@ -124,9 +127,9 @@ class _Page:
         """The round that the page opens at: the sparsest winning ticket's, else the middle one."""
         rounds = sorted({row.round for row in self.rows} - {0})
         found = self.verdicts(self.searches[0]).get(self.primary or "", {}) if self.searches else {}
-        bracket = found.get("bracket") or [None]
+        wanted = found.get("sparsity") or found.get("matches_up_to")
         for row in self.rows:
-            if row.round and row.arm == TICKET and row.sparsity in (found.get("sparsity"), bracket[0]):
+            if row.round and row.arm == TICKET and row.sparsity == wanted:
                 return row.round
         return rounds[len(rounds) // 2] if rounds else 0
 
@@ -149,20 +152,24 @@ class _Page:
             "sentence": tables.headline(self.summary),
             "state": state,
             "tone": tones.get(state, "open"),
-            "verdict_tables": self.verdict_tables,
+            "verdict": self.verdict_tables[0],
+            "verdicts": self.verdict_tables[1],
+            "which": label_of(self.searches[0], self.searches) if self.searches else "",
             "plots": [self.plot(metric) for metric in self.metrics],
             "galleries": self.galleries,
             "spread": tables.spread_of(self.curves, self.summary.get("sampling_sd")),
-            "convergence": self.convergence,
+            "sampled": bool(self.summary.get("sampling_sd")),
+            "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
             "troubles": self.troubles,
-            "collapse_known": "collapsed" in self.summary,
+            "no_troubles": self.no_troubles,
             "costs": tables.costs_of(self.costs, self.searches, self.focus),
             "cost_level": self.level_name(self.focus),
-            "runs": _flat(self.summary.get("runs") or {}),
             "command": _text(self.config.get("command")),
             "made_with": self.made_with,
-            "hashes": [pair for pair in _flat(self.config) if _HASH.fullmatch(pair[1])],
-            "settings": [pair for pair in _flat(self.config) if not _HASH.fullmatch(pair[1])],
+            "hashes": self.hashes,
+            "settings": _flat(
+                {name: self.config.get(name) or {} for name in ("config", "resolved")}
+            ),
         }
 
     @property
@@ -173,6 +180,7 @@ class _Page:
     @property
     def facts(self) -> list[str]:
         """The search in a line: methods, seeds, levels, rewind steps, precisions."""
+
         def each(name: str) -> str:
             values = dict.fromkeys(str(getattr(search, name)) for search in self.searches)
             return ", ".join(value for value in values if value not in ("", "None"))
@@ -192,13 +200,22 @@ class _Page:
     @property
     def metrics(self) -> list[str]:
         judged = self.summary.get("verdicts") or {}
-        return sorted(self.curves, key=lambda name: (name != self.primary, name not in judged, name))
+        return sorted(
+            self.curves, key=lambda name: (name != self.primary, name not in judged, name)
+        )
 
     @property
-    def verdict_tables(self) -> list[tuple[str, tables.Table]]:
-        found = [(label_of(search, self.searches), self.verdicts(search)) for search in self.searches]
-        return [(label, tables.verdicts_of(verdicts, self.primary))
-                for label, verdicts in found if verdicts]  # fmt: skip
+    def verdict_tables(self) -> tuple[tables.Table, list[tuple[str, tables.Table]]]:
+        """The table under the sentence, and, of several searches, every metric of each."""
+        found = {label_of(search, self.searches): self.verdicts(search) for search in self.searches}
+        judged = {label: verdicts for label, verdicts in found.items() if verdicts}
+        each = [
+            (label, tables.verdicts_of(verdicts, self.primary))
+            for label, verdicts in judged.items()
+        ]
+        if len(judged) > 1:
+            return tables.searches_verdict(judged, self.primary), each
+        return each[0][1] if each else tables.verdicts_of({}, None), []
 
     def plot(self, metric: str) -> dict[str, Any]:
         """One metric: its drawing in two widths, the words under it, its tables and its data."""
@@ -212,13 +229,8 @@ class _Page:
         return {
             "name": name,
             "label": label,
-            "better": {"lower": "lower is better", "higher": "higher is better"}.get(
-                str(first.get("better")), "no direction: drawn, not judged"
-            ),
-            "margin": tables.margin_sentence(first),
-            "bracket": len(self.searches) == 1 and (first.get("bracket") or [None])[0] is not None,
-            "lost": any(p.diverged or p.not_run for c in curves for p in c.points),
-            "seeds": max(len(p.values) for c in curves for p in c.points),
+            "better": _BETTER.get(str(first.get("better")), "no direction: drawn, not judged"),
+            "words": self.words(curves, label, first),
             "wide": Markup(plots.draw(curves, plot, narrow=False)),
             "narrow": Markup(plots.draw(curves, plot, narrow=True)),
             "levels": [(label_of(search, self.searches),
@@ -227,15 +239,41 @@ class _Page:
             "csv": data_uri("text/csv", curves_csv(curves).encode()),
         }  # fmt: skip
 
+    def words(self, curves: Sequence[Curve], label: str, verdict: Mapping[str, Any]) -> list[str]:
+        """What stands under a plot, in sentences."""
+        seeds = max((len(p.values) for c in curves for p in c.points), default=0)
+        better = _BETTER.get(str(verdict.get("better")), "drawn but not judged")
+        words = [f"{label[:1].upper()}{label[1:]}, {better}."]
+        if seeds > 1:
+            words.append(
+                f"Points are means over up to {seeds} training seeds; bars are 95% t intervals of "
+                "the mean, and so is the grey band around the dense network."
+            )
+        else:
+            words.append("One training seed: there are no intervals.")
+        words.append(tables.margin_sentence(verdict))
+        if len(self.searches) == 1 and bracket_of(verdict)[0] is not None:
+            words.append(
+                "The vertical line marks the sparsest ticket that wins; the shaded stretch runs "
+                "from it to the first level that is worse than dense, or to the end."
+            )
+        if any(p.diverged or p.not_run for c in curves for p in c.points):
+            words.append("A cross marks a level where a seed diverged or was not run.")
+        return [*filter(None, words), "The axis is logarithmic in the share of weights kept."]
+
     def sparsity_at(self, search: SearchKey) -> dict[int, float]:
         """Round -> sparsity in one search."""
         return {row.round: row.sparsity for row in self.rows
-                if row.round and row.arm != DENSE and search_key(row) == search}  # fmt: skip
+                if row.round and row.arm != DENSE and key_of(row) == search}  # fmt: skip
 
     def level_name(self, number: int) -> str:
         """``83.2% sparsity (round 8)`` of the first search."""
         sparsity = self.sparsity_at(self.searches[0]).get(number) if self.searches else None
-        return f"round {number}" if sparsity is None else f"{percent(sparsity)} sparsity, round {number}"
+        return (
+            f"round {number}"
+            if sparsity is None
+            else f"{percent(sparsity)} sparsity, round {number}"
+        )
 
     @cached_property
     def galleries(self) -> dict[str, Any]:
@@ -252,6 +290,8 @@ class _Page:
             viewers.append({
                 "label": label_of(search, self.searches),
                 "start": start,
+                "columns": max(2, min(4, max(map(len, (gallery.fixed, *(
+                    level.pictures for level in gallery.levels)))))),
                 "fixed": [self.picture(p, uris[p.path], "") for p in gallery.fixed],
                 "levels": [
                     {"round": level.round, "printed": level.round in printed, "name": name,
@@ -263,6 +303,7 @@ class _Page:
         dropped = sum(len(a.levels) - len(b.levels) for a, b in zip(whole, shown, strict=True))
         return {
             "viewers": [viewer for viewer in viewers if viewer["fixed"] or viewer["levels"]],
+            "tests": any(p.arm == "originals" for g in shown for p in g.fixed),
             "exact": exact,
             "dropped": dropped,
             "unreadable": sorted({name for gallery in whole for name in gallery.unreadable}),
@@ -271,15 +312,11 @@ class _Page:
     @staticmethod
     def picture(picture: Any, uri: str, level: str) -> dict[str, Any]:
         """One grid with its words."""
-        alt = "test images" if picture.arm == "originals" else f"images of the {picture.arm} network"
+        alt = (
+            "test images" if picture.arm == "originals" else f"images of the {picture.arm} network"
+        )
         return {"uri": uri, "arm": picture.arm, "width": picture.width, "height": picture.height,
                 "alt": f"Grid: {alt}{f' at {level}' if level else ''}"}  # fmt: skip
-
-    @property
-    def convergence(self) -> tables.Table | None:
-        if not self.searches:
-            return None
-        return tables.convergence_of(self.rows, self.primary, self.searches[0], self.focus)
 
     @property
     def troubles(self) -> list[tables.Table]:
@@ -290,11 +327,35 @@ class _Page:
         return [table for table in found if table is not None]
 
     @property
+    def no_troubles(self) -> str:
+        """What did not happen, in words; nothing is said of collapse where it was not looked at."""
+        said = []
+        if "collapsed" in self.summary and not self.summary["collapsed"]:
+            said.append("In every ticket each layer keeps some weight.")
+        if tables.events_of(self.rows) is None:
+            said.append("No run diverged.")
+        return " ".join(said)
+
+    @property
+    def hashes(self) -> list[tuple[str, str]]:
+        """Every hash in the config and the judge's record: data, judge, commit, task file."""
+        found = _flat({**self.config, "judge": self.summary.get("judge") or {}})
+        return [(name.removeprefix("resolved."), text) for name, text in found
+                if _HASH.fullmatch(text)]  # fmt: skip
+
+    @property
     def made_with(self) -> list[tuple[str, str]]:
         """Versions, machine, device, threads, commit: whatever the config records of them."""
-        known = ("versions", "machine", "device", "threads", "workers", "precision", "git_commit",
-                 "started", "finished")  # fmt: skip
-        return _flat({name: self.config[name] for name in known if name in self.config})
+        resolved = self.config.get("resolved") or {}
+        known = {name: resolved[name] for name in ("images", "data_note") if name in resolved}
+        run = (self.config.get("config") or {}).get("run") or {}
+        return [
+            *_flat(self.config.get("versions") or {}),
+            *_flat({name: run[name] for name in ("device", "workers", "threads") if name in run}),
+            *_flat(known),
+            *_flat(self.summary.get("judge") or {}, "judge"),
+            *_flat(self.summary.get("runs") or {}, "runs"),
+        ]
 
 
 def _level(number: int, sparsity: Mapping[int, float]) -> str:

@@ -104,7 +104,9 @@ def thinned(levels: Sequence[Level], keep: int, always: Iterable[int]) -> list[L
     even = {levels[round(index * step)].round for index in range(keep)}
     chosen = [level for level in levels if level.round in must | even]
     while len(chosen) > max(keep, len(must)):
-        chosen.remove(next(level for level in reversed(chosen) if level.round not in must))
+        inner = [i for i in range(1, len(chosen) - 1) if chosen[i].round not in must]
+        gaps = {i: chosen[i + 1].round - chosen[i - 1].round for i in inner}
+        del chosen[min(gaps, key=lambda i: gaps[i])]  # the one that is missed least
     return chosen
 
 
@@ -117,14 +119,16 @@ def embedded(
     that are kept.
     """
     must = set(always)
-    exact = _encoded(galleries, None)
+    made: dict[tuple[Path, int | None], str] = {}
+    exact = _encoded(galleries, None, made)
     if _size(exact) <= budget_bytes:
         return list(galleries), exact, True
     for keep in (10_000, 12, 8, 5, 3):
-        fewer = [Gallery(g.fixed, tuple(thinned(g.levels, keep, must)), g.unreadable)
-                 for g in galleries]  # fmt: skip
+        fewer = [
+            Gallery(g.fixed, tuple(thinned(g.levels, keep, must)), g.unreadable) for g in galleries
+        ]
         for quality in _QUALITIES:
-            uris = _encoded(fewer, quality)
+            uris = _encoded(fewer, quality, made)
             if _size(uris) <= budget_bytes:
                 return fewer, uris, False
     return [Gallery((), (), g.unreadable) for g in galleries], {}, False
@@ -134,9 +138,16 @@ def _size(uris: dict[Path, str]) -> int:
     return sum(map(len, uris.values()))
 
 
-def _encoded(galleries: Sequence[Gallery], quality: int | None) -> dict[Path, str]:
-    pictures = [p for g in galleries for p in (*g.fixed, *(q for v in g.levels for q in v.pictures))]
-    return {picture.path: _uri(picture.path, quality) for picture in pictures}
+def _encoded(
+    galleries: Sequence[Gallery], quality: int | None, made: dict[tuple[Path, int | None], str]
+) -> dict[Path, str]:
+    """Path -> data URI of every picture; ``made`` keeps them so that none is encoded twice."""
+    pictures = [picture for g in galleries for level in g.levels for picture in level.pictures]
+    paths = {picture.path for g in galleries for picture in (*g.fixed, *pictures)}
+    for path in paths:
+        if (path, quality) not in made:
+            made[path, quality] = _uri(path, quality)
+    return {path: made[path, quality] for path in paths}
 
 
 def _uri(path: Path, quality: int | None) -> str:

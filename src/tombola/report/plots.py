@@ -16,22 +16,24 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from tombola.metrics.sentences import percent
 from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import ARMS, DENSE, TICKET, Curve, Point, label_of
+from tombola.report.curves import ARMS, DENSE, TICKET, Curve, Point, arm_order, bracket_of, label_of
 
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0103{index:02d}" for index in range(7))
 _CSS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--paper)"} | {
     token: f"var(--series-{index})" for index, token in enumerate(SERIES)
 }
+_GENERAL = ("dense, 95% interval", "margin")
 _MARKERS = "osD^vPX"
 _TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
-_LOG_RATIO = 8.0
-_STYLE = {
+_LOG_RATIO = 3.0
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -70,11 +72,12 @@ def x_of(sparsity: float) -> float:
 
 def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
     """One metric of every arm against sparsity -> an ``<svg>`` element (no script, no links)."""
-    size = (3.75, 4.1) if narrow else (7.4, 4.15)
+    searches = list(dict.fromkeys(curve.search for curve in curves))
+    legend_inches = 0.17 * (len(searches) + 2) if len(searches) > 1 else 0.0
+    size = (3.75, 4.3 + legend_inches) if narrow else (7.4, 4.3 + legend_inches / 3)
     with mpl.rc_context(_STYLE | {"svg.hashsalt": f"{plot.metric}-{narrow}"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        searches = list(dict.fromkeys(curve.search for curve in curves))
         _scale(axes, curves, plot)
         _x_axis(axes, curves, plot, narrow)
         if len(searches) == 1:
@@ -86,12 +89,48 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
         for index, curve in enumerate(arms):
             _curve(axes, curve, plot, (index, len(arms)), searches)
         axes.set_ylabel(plot.label)
-        columns = min(2 if narrow else 4, max(1, len(axes.get_legend_handles_labels()[0])))
-        if len(searches) > 1:
-            columns = 1 if narrow else 2
-        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=2.6,
-                      columnspacing=1.4, borderpad=0.2)  # fmt: skip
+        _legend(figure, axes, curves, searches, narrow)
         return _svg(figure, f"{plot.metric}-{'narrow' if narrow else 'wide'}", plot.label)
+
+
+def _legend(
+    figure: Figure, axes: Axes, curves: Sequence[Curve], searches: Sequence[SearchKey], narrow: bool
+) -> None:
+    """What each line is; where searches share arms, colours and markers are told once each."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if narrow else 6
+    if len(searches) > 1:
+        general = [(h, text) for h, text in zip(handles, labels, strict=True) if text in _GENERAL]
+        for search in searches:
+            line = Line2D([], [], color=_hue(TICKET, search, searches), linewidth=3)
+            general.append((line, label_of(search, searches)))
+        for arm in sorted({curve.arm for curve in curves} - {DENSE}, key=arm_order):
+            line = Line2D([], [], color=INK, linestyle=_dashes(arm, searches), marker=_marker(arm))
+            general.append((line, arm))
+        handles, labels = [h for h, _ in general], [text for _, text in general]
+        columns = 1 if narrow and max(map(len, labels)) > 16 else 2 if narrow else 3
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)),
+                  frameon=False, handlelength=2.6, columnspacing=1.4, borderpad=0.2)  # fmt: skip
+
+
+def _place(arm: str) -> int:
+    return ARMS[1:].index(arm) if arm in ARMS[1:] else len(ARMS) - 1
+
+
+def _hue(arm: str, search: SearchKey, searches: Sequence[SearchKey]) -> str:
+    """One search: a colour an arm. Several: a colour a search."""
+    index = _place(arm) if len(searches) == 1 else searches.index(search)
+    return SERIES[index % len(SERIES)]
+
+
+def _marker(arm: str) -> str:
+    return _MARKERS[_place(arm) % len(_MARKERS)]
+
+
+def _dashes(arm: str, searches: Sequence[SearchKey]) -> Any:
+    if arm == TICKET or len(searches) == 1:
+        return "-"
+    return (0, (2 + 2 * _place(arm), 1.5))
 
 
 def _values(curves: Sequence[Curve]) -> list[float]:
@@ -114,7 +153,7 @@ def _scale(axes: Axes, curves: Sequence[Curve], plot: Plot) -> None:
         low = max(low, min(_values(curves)) / 1.5)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.12, high * 1.25)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -130,12 +169,12 @@ def _x_axis(axes: Axes, curves: Sequence[Curve], plot: Plot, narrow: bool) -> No
     right = max(right, x_of(0.2))
     axes.set_xlim(-0.025 * right, right * 1.04)
     shown: list[float] = []
-    for percent in _TICKS:
-        place = x_of(percent / 100)
+    for tick in _TICKS:
+        place = x_of(tick / 100)
         room = right / (6.5 if narrow else 12)
         if place <= right * 1.03 and (not shown or place - x_of(shown[-1] / 100) >= room):
-            shown.append(percent)
-    axes.set_xticks([x_of(percent / 100) for percent in shown], [f"{p:g}%" for p in shown])
+            shown.append(tick)
+    axes.set_xticks([x_of(tick / 100) for tick in shown], [f"{tick:g}%" for tick in shown])
     what = "of all parameters" if plot.by_all else "of the prunable weights"
     axes.set_xlabel(f"sparsity, {what}")
 
@@ -154,7 +193,7 @@ def _margin_line(verdict: Mapping[str, Any]) -> float | None:
 
 def _bracket(axes: Axes, curves: Sequence[Curve], plot: Plot, search: SearchKey) -> None:
     """The stretch in which the ticket's true sparsity lies: highest winning to first worse."""
-    low, high = (list(plot.verdicts.get(search, {}).get("bracket") or ()) + [None, None])[:2]
+    low, high = bracket_of(plot.verdicts.get(search, {}))
     if low is None:
         return
     places = {p.sparsity: _sparsity(p, plot) for c in curves for p in c.points}
@@ -162,16 +201,18 @@ def _bracket(axes: Axes, curves: Sequence[Curve], plot: Plot, search: SearchKey)
     right = axes.get_xlim()[1] if high is None else x_of(places.get(high, high))
     axes.axvspan(left, right, facecolor=SERIES[0], alpha=0.09, linewidth=0)
     axes.axvline(left, color=SERIES[0], linewidth=1.1, alpha=0.75)
+    axes.annotate(percent(low), (left, 1), (3, -3), xycoords=axes.get_xaxis_transform(),
+                  textcoords="offset points", va="top", color=SERIES[0])  # fmt: skip
 
 
 def _dense(axes: Axes, point: Point, verdict: Mapping[str, Any]) -> None:
     low, high = point.bounds
     if math.isfinite(low):
         axes.axhspan(low, high, facecolor=INK, alpha=0.12, linewidth=0)
-    axes.axhline(point.mean, color=INK, linewidth=1.0, alpha=0.7, label="dense, 95% interval")
+    axes.axhline(point.mean, color=INK, linewidth=1.0, alpha=0.7, label=_GENERAL[0])
     line = _margin_line(verdict)
     if line is not None:
-        axes.axhline(line, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="margin")
+        axes.axhline(line, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label=_GENERAL[1])
 
 
 def _curve(
@@ -182,20 +223,17 @@ def _curve(
     searches: Sequence[SearchKey],
 ) -> None:
     """One arm: means joined by a line, 95% intervals beside each other, crosses for divergence."""
-    known = ARMS[1:].index(curve.arm) if curve.arm in ARMS else len(ARMS) - 1
-    hue = known if len(searches) == 1 else searches.index(curve.search)
-    color, marker = SERIES[hue % len(SERIES)], _MARKERS[known % len(_MARKERS)]
+    color, marker = _hue(curve.arm, curve.search, searches), _marker(curve.arm)
     main = curve.arm == TICKET
     left, right = axes.get_xlim()
     index, count = place
     shift = (index - (count - 1) / 2) * (right - left) * 0.0032
     points = [point for point in curve.points if point.values]
     x = [x_of(_sparsity(point, plot)) + shift for point in points]
-    label = ", ".join(filter(None, (curve.arm, label_of(curve.search, searches))))
-    line = "-" if main or len(searches) == 1 else (0, (2 + 2 * known, 1.5))
-    axes.plot(x, [point.mean for point in points], color=color, marker=marker, label=label,
-              linestyle=line, linewidth=1.9 if main else 1.3, markersize=5.2 if main else 4.6,
-              markeredgecolor=PAPER, markeredgewidth=0.7, zorder=4 if main else 3)  # fmt: skip
+    axes.plot(x, [point.mean for point in points], color=color, marker=marker, label=curve.arm,
+              linestyle=_dashes(curve.arm, searches), linewidth=1.9 if main else 1.3,
+              markersize=6.5 if main else 6, markeredgecolor=PAPER, markeredgewidth=0.7,
+              zorder=4 if main else 3)  # fmt: skip
     bars = [(at, *point.bounds) for at, point in zip(x, points, strict=True)]
     bars = [bar for bar in bars if math.isfinite(bar[1])]
     axes.vlines([at for at, _, _ in bars], [low for _, low, _ in bars],
@@ -211,9 +249,8 @@ def _curve(
 def _svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an SVG element with ids of its own, CSS colours and a title."""
     text = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(
-        text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    blank = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(text, format="svg", transparent=True, metadata=blank)
     svg = text.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tombola.metrics.sentences import margin_text, percent
-from tombola.metrics.statistics import SearchKey, interval, metric_kind, search_key
-from tombola.report.curves import DENSE, TICKET, Curve, Point, arm_order, dense_of, label_of
+from tombola.metrics.statistics import SearchKey, interval, metric_kind
+from tombola.report.curves import (
+    DENSE,
+    Curve,
+    Point,
+    arm_order,
+    bracket_of,
+    dense_of,
+    key_of,
+    label_of,
+)
 from tombola.runs.results import DIVERGED, NOT_RUN, CostRow, Row
 
 NONE = "-"
@@ -45,11 +54,15 @@ def metric_label(metric: str) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number with so many significant digits; a dash for null and nan."""
+    """A number with so many significant digits, in full between 1e-6 and 1e15; a dash for none."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return NONE
     text = f"{value:.{digits}g}"
-    return text if "e" not in text or abs(value) >= 1e15 or abs(value) < 1e-4 else f"{value:,.0f}"
+    if "e" not in text or not 1e-6 <= abs(value) < 1e15:
+        return text
+    if abs(value) >= 1:
+        return f"{value:,.0f}"
+    return f"{value:.{digits - 1 - math.floor(math.log10(abs(value)))}f}".rstrip("0")
 
 
 def verdict_table(summary: Mapping[str, Any]) -> str:
@@ -57,46 +70,68 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
     ASCII, no trailing newline; control characters that came with a name are dropped.
     """
-    arms = _arms(summary)
-    lines = []
-    for name, verdicts in arms.items():
-        table = verdicts_of(verdicts, summary.get("primary"))
-        if len(arms) > 1:
-            lines += [name]
-        lines += [*_aligned(table), ""]
-    return "\n".join(_printable(line) for line in [*lines, headline(summary)])
+    arms = dict(summary.get("arms") or {"": summary.get("verdicts") or {}})
+    primary = summary.get("primary")
+    several = len(arms) > 1
+    table = (
+        searches_verdict(arms, primary)
+        if several
+        else verdicts_of(summary.get("verdicts") or {}, primary)
+    )
+    return "\n".join(_printable(line) for line in [*_aligned(table), "", headline(summary)])
 
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The verdict in a sentence: that of the primary metric of the first search."""
     verdicts = summary.get("verdicts") or {}
-    found = verdicts.get(summary.get("primary")) or next(iter(verdicts.values()), {})
+    found: Mapping[str, Any] = verdicts.get(summary.get("primary")) or next(
+        iter(verdicts.values()), {}
+    )
     return str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
 
 
 def verdicts_of(verdicts: Mapping[str, Mapping[str, Any]], primary: str | None) -> Table:
     """The verdicts of one search, the primary metric first."""
-    rows = []
-    for metric in sorted(verdicts, key=lambda name: (name != primary, name)):
-        found = verdicts[metric]
-        low, high = (list(found.get("bracket") or ()) + [None, None])[:2]
-        up_to = NONE if low is None else percent(low)
-        if found.get("at_least"):
-            up_to = f"at least {up_to}"
-        controls = found.get("controls") or {}
-        rows.append((
-            metric_label(metric) + (" *" if metric == primary else ""),
-            str(found.get("state", NONE)),
-            up_to,
-            NONE if high is None else percent(high),
-            ", ".join(f"{name} {_state(value)}" for name, value in controls.items()) or NONE,
-            _margin(found),
-            number(found.get("decidable_margin"), 3),
-            number(found.get("seeds")),
-        ))  # fmt: skip
-    columns = ("metric", "verdict", "wins up to", "first worse", "controls", "margin",
-               "decidable", "seeds")  # fmt: skip
-    return Table("Verdict by metric", columns, tuple(rows), "* decides the verdict")
+    order = sorted(verdicts, key=lambda name: (name != primary, name))
+    rows = [
+        (metric_label(metric) + (" *" if metric == primary else ""), *_cells(verdicts[metric]))
+        for metric in order
+    ]
+    return Table("Verdict by metric", ("metric", *_VERDICT), tuple(rows), "* decides the verdict")
+
+
+def searches_verdict(
+    searches: Mapping[str, Mapping[str, Mapping[str, Any]]], primary: str | None
+) -> Table:
+    """The verdicts of several searches by name, in the primary metric."""
+    rows = [
+        (name, *_cells(verdicts[primary]))
+        for name, verdicts in searches.items()
+        if primary is not None and primary in verdicts
+    ]
+    note = f"Decided by {metric_label(primary)}." if primary else ""
+    return Table("Verdict by search", ("search", *_VERDICT), tuple(rows), note)
+
+
+_VERDICT = (
+    "verdict", "wins up to", "first worse", "controls", "margin", "decidable", "seeds"
+)  # fmt: skip
+
+
+def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """One verdict as cells, in the order of the columns."""
+    low, high = bracket_of(found)
+    up_to = NONE if low is None else percent(low)
+    controls = found.get("controls") or {}
+    return (
+        str(found.get("state", NONE)),
+        f"at least\u00a0{up_to}" if found.get("at_least") else up_to,
+        NONE if high is None else percent(high),
+        ", ".join(f"{name}\u00a0{_state(value)}" for name, value in controls.items()) or NONE,
+        _margin(found),
+        number(found.get("decidable_margin"), 3),
+        number(found.get("seeds")),
+    )
 
 
 def _state(control: Any) -> str:
@@ -109,15 +144,15 @@ def _margin(found: Mapping[str, Any]) -> str:
         return NONE
     share = found.get("margin_share")
     text = number(found["margin"], 3)
-    return text if share is None else f"{text} ({number(100 * share, 3)}%)"
+    return text if share is None else f"{text}\u00a0({number(100 * share, 3)}%)"
 
 
-def _arms(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return dict(summary.get("arms") or {"": summary.get("verdicts") or {}})
+_SHORT = (0, 1, 2, 3, 5, 7)
+"""Columns of the verdict table that fit a terminal."""
 
 
 def _aligned(table: Table) -> list[str]:
-    cells = [table.columns, *table.rows]
+    cells = [tuple(row[index] for index in _SHORT) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
              for row in cells]  # fmt: skip
@@ -125,6 +160,7 @@ def _aligned(table: Table) -> list[str]:
 
 
 def _printable(line: str) -> str:
+    line = line.replace("\u00a0", " ")
     return "".join(char for char in line if char.isprintable())
 
 
@@ -149,7 +185,12 @@ def levels_of(
                      *([word] if states else [])))  # fmt: skip
     if dense is not None:
         rows[0] = ("dense", "0%", *rows[0][2:])
-    columns = ("sparsity", "of all parameters", *arms, *(["ticket against dense"] if states else []))
+    columns = (
+        "sparsity",
+        "of all parameters",
+        *arms,
+        *(["ticket against dense"] if states else []),
+    )
     label = metric_label(mine[0].metric) if mine else ""
     return Table(f"{label[:1].upper()}{label[1:]} by level", columns, tuple(rows),
                  "Mean over training seeds and half of its 95% t interval.")  # fmt: skip
@@ -161,7 +202,7 @@ def _spread(point: Point) -> str:
     lost = lost or (f"{point.not_run} not run" if point.not_run else "")
     if not point.values:
         return lost or NONE
-    half = f" \u00b1 {number((high - low) / 2, 2)}" if math.isfinite(high) else ""
+    half = f"\u00a0\u00b1\u00a0{number((high - low) / 2, 2)}" if math.isfinite(high) else ""
     return f"{number(point.mean)}{half}{f' ({lost})' if lost else ''}"
 
 
@@ -179,8 +220,9 @@ def spread_of(
         mean = interval(values).mean
         squares = math.fsum((value - mean) ** 2 for value in values)
         sd = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan
-        rows.append((metric_label(metric), number(mean), f"{number(sd, 2)} ({len(values)} seeds)",
-                     number(sampled, 2), str(dense.n or NONE)))  # fmt: skip
+        trained = f"{number(sd, 2)}\u00a0({len(values)}\u00a0seeds)"
+        images = f"{dense.n:,}" if dense.n else NONE
+        rows.append((metric_label(metric), number(mean), trained, number(sampled, 2), images))
     if not rows:
         return None
     columns = ("metric", "dense mean", "SD over training seeds", "SD over sampling seeds", "images")
@@ -189,31 +231,14 @@ def spread_of(
     return Table("Two kinds of spread, kept apart", columns, tuple(rows), note)
 
 
-def convergence_of(
-    rows: Sequence[Row], metric: str | None, search: SearchKey, focus: int
-) -> Table | None:
-    """How much the metric still changed between the last two steps at which it was judged."""
-    lines = []
-    last = max((row.round for row in rows), default=0)
-    for arm, level in dict.fromkeys([(DENSE, 0), (TICKET, focus), (TICKET, last)]):
-        seeds: dict[int, dict[int, float]] = {}
-        for row in rows:
-            own = arm == DENSE or search_key(row) == search
-            if (row.arm, row.round, row.metric) == (arm, level, metric) and own:
-                seeds.setdefault(row.seed, {})[row.step or 0] = row.value
-        pairs = [sorted(steps.items())[-2:] for steps in seeds.values() if len(steps) > 1]
-        changes = [(b - a) / abs(a) for (_, a), (_, b) in pairs if a]
-        if changes:
-            (first, _), (end, _) = pairs[0]
-            sparsity = next(r.sparsity for r in rows if (r.arm, r.round) == (arm, level))
-            lines.append((arm if arm == DENSE else f"{arm} at {percent(sparsity)}",
-                          f"{first:,} to {end:,}", f"{100 * interval(changes).mean:+.2f}%",
-                          f"{100 * max(changes, key=abs):+.2f}%"))  # fmt: skip
-    if not lines or metric is None:
+def convergence_of(changes: Any, metric: str | None) -> Table | None:
+    """How much the metric still changed over the last fifth of the training, by network."""
+    if not isinstance(changes, Mapping) or not changes or metric is None:
         return None
-    label = metric_label(metric)
-    columns = ("network", "steps", "mean change", "largest of a seed")
-    return Table(f"Converged? Change of the {label}", columns, tuple(lines))
+    rows = [(str(name), f"{100 * float(share):+.2f}%") for name, share in changes.items()]
+    note = "Mean over training seeds of (value at the end - value at 4/5) / value at 4/5."
+    columns = ("network", "change over the last fifth")
+    return Table(f"Change of the {metric_label(metric)}", columns, tuple(rows), note)
 
 
 def events_of(rows: Iterable[Row]) -> Table | None:
@@ -222,13 +247,13 @@ def events_of(rows: Iterable[Row]) -> Table | None:
     lost: dict[tuple[SearchKey, str, int], int] = {}
     for row in rows:
         if row.metric == NOT_RUN:
-            key = (search_key(row), row.arm, row.seed)
+            key = (key_of(row), row.arm, row.seed)
             lost[key] = lost.get(key, 0) + 1
-    searches = list(dict.fromkeys(search_key(row) for row in rows if row.arm != DENSE))
+    searches = list(dict.fromkeys(key_of(row) for row in rows if row.arm != DENSE))
     lines = [
-        (" ".join(filter(None, (row.arm, label_of(search_key(row), searches)))), str(row.seed),
+        (" ".join(filter(None, (row.arm, label_of(key_of(row), searches)))), str(row.seed),
          str(row.round), percent(row.sparsity), NONE if row.step is None else f"{row.step:,}",
-         str(lost.get((search_key(row), row.arm, row.seed), 0)))
+         str(lost.get((key_of(row), row.arm, row.seed), 0)))
         for row in rows if row.metric == DIVERGED
     ]  # fmt: skip
     columns = ("arm", "seed", "round", "sparsity", "at step", "later rounds not run")
@@ -236,39 +261,44 @@ def events_of(rows: Iterable[Row]) -> Table | None:
 
 
 def collapsed_of(collapsed: Any, sparsity_at: Mapping[int, float]) -> Table | None:
-    """Layers that keep no weight, by ``<arm>/<round>``."""
+    """Layers that keep no weight, from ``{"<search>/round<RR>": [names]}``."""
     rows = []
-    for name, layers in (collapsed.items() if isinstance(collapsed, Mapping) else ()):
-        arm, _, level = str(name).rpartition("/")
-        sparsity = sparsity_at.get(int(level)) if level.isdigit() else None
+    for name, layers in collapsed.items() if isinstance(collapsed, Mapping) else ():
+        search, _, level = str(name).rpartition("/")
+        digits = level.removeprefix("round")
+        sparsity = sparsity_at.get(int(digits)) if digits.isdecimal() else None
         if layers:
-            at = NONE if sparsity is None else percent(sparsity)
-            rows.append((arm or str(name), level, at, ", ".join(map(str, layers))))
-    columns = ("arm", "round", "sparsity", "layers without a weight")
+            at = level if sparsity is None else percent(sparsity)
+            rows.append((search or str(name), at, ", ".join(map(str, layers))))
+    columns = ("search", "sparsity", "layers without a weight")
     return Table("Collapsed layers", columns, tuple(rows)) if rows else None
 
 
 def costs_of(costs: Sequence[CostRow], searches: Sequence[SearchKey], focus: int) -> Table | None:
-    """What an arm costs at one level, a mean over seeds: its own training, and the search for it."""
-    groups: dict[tuple[SearchKey, str], list[CostRow]] = {}
+    """What an arm costs at one level, a mean over seeds: its training, and the search for it."""
+    groups: dict[tuple[str, str], dict[int, CostRow]] = {}
+    place: dict[tuple[str, str], tuple[object, ...]] = {}
+    precisions = {search.precision for search in searches}
     for row in costs:
-        if row.round == (0 if row.arm == DENSE else focus):
-            groups.setdefault((search_key(row), row.arm), []).append(row)
-    order = sorted(groups, key=lambda key: (key[1] != DENSE, _place(key[0], searches), arm_order(key[1])))
+        dense, search = row.arm == DENSE, key_of(row)
+        if row.round == (0 if dense else focus):
+            several = row.precision if len(precisions) > 1 else ""
+            key = (row.arm, several if dense else label_of(search, searches))
+            groups.setdefault(key, {}).setdefault(row.seed, row)  # a shared dense run counts once
+            index = searches.index(search) if search in searches else len(searches)
+            place.setdefault(key, (not dense, index, arm_order(row.arm)))
     unit, scale = _unit([row.train_flops or 0 for row in costs]
                         + [row.search_flops or 0 for row in costs])  # fmt: skip
     lines = []
-    for search, arm in order:
-        group = groups[search, arm]
+    for arm, label in sorted(groups, key=lambda key: place[key]):
+        group = groups[arm, label].values()
         mean = {name: _mean(getattr(row, name) for row in group) for name in _COSTS}
         total = [mean[f"train_{kind}"] + (mean[f"search_{kind}"] if arm != DENSE else 0.0)
                  for kind in ("flops", "seconds")]  # fmt: skip
         cells = [mean["train_flops"] / scale, mean["search_flops"] / scale, total[0] / scale,
                  mean["train_seconds"], mean["search_seconds"], total[1]]  # fmt: skip
-        label = label_of(search, searches) if arm != DENSE else search.precision
-        several = len({s.precision for s in searches}) > 1 or arm != DENSE
         lines.append((
-            ", ".join(filter(None, (arm, label if several else ""))),
+            ", ".join(filter(None, (arm, label))),
             *(number(cell, 3) for cell in cells),
             _count(mean["nonzero_parameters"]), _bytes(mean["ticket_bytes"]),
         ))  # fmt: skip
@@ -280,10 +310,6 @@ def costs_of(costs: Sequence[CostRow], searches: Sequence[SearchKey], focus: int
 
 _COSTS = ("train_flops", "search_flops", "train_seconds", "search_seconds", "nonzero_parameters",
           "ticket_bytes")  # fmt: skip
-
-
-def _place(search: SearchKey, searches: Sequence[SearchKey]) -> int:
-    return searches.index(search) if search in searches else len(searches)
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -305,7 +331,7 @@ def _count(value: float) -> str:
 def _bytes(value: float) -> str:
     if math.isnan(value):
         return NONE
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+    return f"{value / 1e6:.2f}\u00a0MB" if value >= 1e6 else f"{value / 1e3:.1f}\u00a0kB"
 
 
 def margin_sentence(verdict: Mapping[str, Any]) -> str:

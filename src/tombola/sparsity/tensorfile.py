@@ -82,8 +82,8 @@ def to_raw(tensor: Tensor) -> Raw:
         raise TicketError(
             f"a tensor of {tensor.dtype} cannot be stored; use {', '.join(_DTYPE_TO_TEXT.values())}"
         )
-    plain = tensor.detach().to("cpu").contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().to("cpu").reshape(-1)  # C order, whatever the strides
+    data = flat.contiguous().view(torch.uint8).numpy().data
     return Raw(_DTYPE_TO_TEXT[tensor.dtype], tuple(tensor.shape), data)
 
 

@@ -74,7 +74,7 @@ class ConvAE(_Autoencoder):
     """Channels behind the first convolution; the code has 16 times as many."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {"width": 8, "steps": 600},
+        "quick": {"width": 8, "batch_size": 64, "steps": 1000},
         "paper": {"epochs": 100},
     }
 
@@ -102,7 +102,7 @@ class VAE(_Autoencoder):
     """Weight of the KL term."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {"width": 16, "latent": 16, "steps": 1000},
+        "quick": {"width": 16, "latent": 16, "batch_size": 64, "steps": 1200},
         "paper": {"epochs": 100},
     }
 

@@ -220,25 +220,34 @@ class Trainer:
         }
         return tensors, manifest
 
-    def load_state(
-        self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], *, optimizer: bool = True
-    ) -> None:
-        """Take up a state; with ``optimizer=False`` moments, averages and log begin anew.
+    def resume(self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+        """Take up this run's own state: the next steps are those it would have gone on with."""
+        self._load(tensors, manifest, whole=True)
 
-        Masks are applied to what is loaded, moments and averages included.
+    def rewind(
+        self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], *, optimizer: bool
+    ) -> None:
+        """Begin from another run's state, with its moments, averages and log or without them.
+
+        The masks are applied to all that is loaded: dense moments would revive pruned weights.
         """
-        load_weights(self.networks, _under(tensors, "network."))
-        for name, value in self._averages.items():
-            value.copy_(tensors[f"average.{name}" if optimizer else f"network.{name}"])
-        if optimizer:
-            self._load_optimizers(tensors, manifest["scalars"])
-            self.log = list(manifest["log"])
-        self.step = int(manifest["step"])
+        self._load(tensors, manifest, whole=optimizer)
         if self.hold is not None:
             self.hold.apply()
             for each in self.optimizers.values():
                 self.hold.mask_optimizer(each)
             self.hold.mask_state(self._averages)
+
+    def _load(
+        self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], whole: bool
+    ) -> None:
+        load_weights(self.networks, _under(tensors, "network."))
+        for name, value in self._averages.items():
+            value.copy_(tensors[f"average.{name}" if whole else f"network.{name}"])
+        if whole:
+            self._load_optimizers(tensors, manifest["scalars"])
+            self.log = list(manifest["log"])
+        self.step = int(manifest["step"])
 
     def _load_optimizers(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         for turn, optimizer in self.optimizers.items():

@@ -1,0 +1,141 @@
+"""The files that a search hands out: tickets and models with their lineage, grids, the log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tombola.engine.output import Output, resolved, task_name
+from tombola.metrics.statistics import arm_name, search_key
+from tombola.recipes.recipes import Arm, Cell, tickets
+from tombola.runs.results import Row
+from tombola.runs.store import write_atomic
+from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
+from tombola.training.checkpoint import load_weights_file
+
+
+class Exports:
+    """Writes OUT/tickets, OUT/models, OUT/samples and OUT/log.jsonl from the store."""
+
+    def __init__(self, tables: Output) -> None:
+        self.tables = tables
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """Write all of them; files that are there are replaced by equal ones."""
+        self.write_tickets()
+        self.write_models(summary)
+        self.write_samples()
+        self.write_log()
+
+    def _folder(self, name: str, arm: Arm) -> Path:
+        """OUT/name, or OUT/name/<arm> when there are several arms."""
+        base = self.tables.out / name
+        return base if len(self.tables.plan.arms) == 1 else base / self.tables.arm_label(arm)
+
+    def lineage(self, cell: Cell) -> dict[str, Any]:
+        """The manifest of a ticket or model file: what it is and where it comes from."""
+        evaluated = self.tables.record(cell.evaluate)
+        tables = resolved(self.tables.setting, "")["config"]
+        tables["run"] = {
+            "threads": self.tables.setting.threads,
+            "device": self.tables.setting.device,
+        }
+        tables["search"].update(method=[cell.arm.method], rewind=[cell.arm.rewind])
+        tables["prune"]["networks"] = [cell.arm.networks]
+        tables["train"]["precision"] = [cell.arm.precision]
+        return {
+            "task": task_name(self.tables.setting),
+            "data": self.tables.setting.images.name,
+            "data_hash": self.tables.setting.images.sha256,
+            "method": cell.arm.method,
+            "granularity": "weight",
+            "networks": list(self.tables.setting.parameters),
+            "sparsity": cell.sparsity,
+            "sparsity_all": cell.sparsity_all,
+            "rewind_step": cell.rewind_steps,
+            "seed": cell.seed,
+            "round": cell.round,
+            "parents": sorted(self.tables.record(cell.train)["parents"].values()),
+            "config": tables,
+            "scores": evaluated.get("values", {}),
+            "cost": {
+                "train_flops": 2
+                * self.tables.setting.work.step_macs
+                * self.tables.steps_of(self.tables.record(cell.train))
+            },
+        }
+
+    def write_tickets(self) -> None:
+        """OUT/tickets: every ticket with its whole lineage."""
+        for cell in tickets(self.tables.plan):
+            path = self.tables.ticket_path(cell)
+            if not path.exists():
+                continue
+            folder = self._folder("tickets", cell.arm)
+            target = folder / f"seed{cell.seed}-round{cell.round:02d}.safetensors"
+            folder.mkdir(parents=True, exist_ok=True)
+            ticket = load_ticket(path)
+            save_ticket(target, replace(ticket, manifest=self.lineage(cell)))
+
+    def write_models(self, summary: Mapping[str, Any]) -> None:
+        """OUT/models: the dense and the best ticket's networks of every seed, or all if asked."""
+        everything = self.tables.setting.config.run.keep == "all"
+        for cell in self.tables.plan.cells:
+            final = self.tables.store.path(cell.train) / "final.safetensors"
+            best = cell.kind == "ticket" and cell.round == self._best_round(cell.arm, summary)
+            if final.exists() and (everything or cell.kind == "dense" or best):
+                folder = self._folder("models", cell.arm)
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"{cell.kind}-seed{cell.seed}-round{cell.round:02d}.safetensors"
+                manifest = {
+                    **self.lineage(cell),
+                    "arm": cell.kind,
+                    "shape": list(self.tables.setting.shape),
+                }
+                save_model(folder / name, load_weights_file(final), manifest)
+
+    def _best_round(self, arm: Arm, summary: Mapping[str, Any]) -> int:
+        """The round of the ticket's sparsity by the primary metric; without a winner the first."""
+        key = next((search_key(row) for row in self.rows_of(arm)), None)
+        verdict = (summary["arms"].get(arm_name(key), {}) if key else {}).get(summary["primary"])
+        wanted = verdict and (verdict["sparsity"] or verdict["matches_up_to"])
+        rounds = {c.sparsity: c.round for c in tickets(self.tables.plan) if c.arm == arm}
+        first = min(rounds.values(), default=0)
+        return rounds.get(wanted, first) if wanted else first
+
+    def rows_of(self, arm: Arm) -> Iterator[Row]:
+        """The ticket rows of one arm."""
+        for cell in tickets(self.tables.plan):
+            if cell.arm == arm:
+                yield Row(**self.tables.key(cell), metric="", value=0)
+
+    def write_samples(self) -> None:
+        """OUT/samples: the grids of seed 0, one an arm and round."""
+        for cell in self.tables.plan.cells:
+            grid = self.tables.store.path(cell.evaluate) / "grid.png"
+            if cell.seed == 0 and grid.exists():
+                folder = self._folder("samples", cell.arm)
+                folder.mkdir(parents=True, exist_ok=True)
+                target = folder / f"{cell.kind}-round{cell.round:02d}.png"
+                write_atomic(target, grid.read_bytes())
+
+    def write_log(self) -> None:
+        """OUT/log.jsonl: losses and events of every training by step."""
+        lines = []
+        for cell in self.tables.plan.cells:
+            record = self.tables.record(cell.train)
+            where = {
+                k: v
+                for k, v in self.tables.key(cell).items()
+                if k in ("method", "arm", "networks", "rewind_steps", "seed", "round")
+            }
+            lines += [{**where, **row} for row in record.get("log", [])]
+            if "diverged" in record:
+                lines.append(
+                    {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}
+                )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomic(self.tables.out / "log.jsonl", text.encode())

@@ -1,0 +1,97 @@
+"""How values are written and read: canonical JSON and its hash, TOML, rewind steps, decimals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import ConfigError
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def parse_value(text: str) -> Any:
+    """The value of a ``--set``: a TOML value where it is one, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a config file; ConfigError naming the line where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror}; "
+            "give a TOML file as --dry-run prints it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the config file {path} is not TOML: {error}; --dry-run prints one to start from"
+        ) from error
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of scalars and lists as TOML text that :func:`read_toml` reads back."""
+    blocks = []
+    for name, table in tables.items():
+        lines = [f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(str(value))
+
+
+def parse_rewind(text: str) -> tuple[float, str]:
+    """``500it`` -> (500, "it"), ``2ep`` -> (2, "ep"); ConfigError for anything else."""
+    number, unit = text[:-2], text[-2:]
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if (
+        unit not in ("it", "ep")
+        or not math.isfinite(value)
+        or value < 0
+        or (unit == "it" and value != int(value))
+    ):
+        raise ConfigError(
+            f"rewind step {text!r} is not understood; give steps as 500it, epochs as "
+            "2ep, or 0it for the initial weights"
+        )
+    return value, unit
+
+
+def decimal_fraction(name: str, text: str) -> Decimal:
+    """A decimal strictly between 0 and 1; ConfigError for anything else."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or not 0 < value < 1:
+        raise ConfigError(f"{name} got {text!r}; it takes a decimal between 0 and 1, both excluded")
+    return value

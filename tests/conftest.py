@@ -1,0 +1,64 @@
+"""What every test has: a place of its own for caches, no settings of the caller, one thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: a test of milliseconds loses time to a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing of the caller's reaches a test, and no test writes where the caller would see it."""
+    for name in ("TOMBOLA_DATA", "TOMBOLA_INCEPTION", "TOMBOLA_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    # One cache for all tests of a session: what is decoded or trained once is used again.
+    cache = tmp_path_factory.getbasetemp() / "tombola-cache"
+    monkeypatch.setenv("TOMBOLA_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_found() -> Iterator[None]:
+    """A test that sets torch's threads, default type or determinism sets them for itself only."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    if torch.get_num_threads() != before[0]:
+        torch.set_num_threads(before[0])
+    torch.set_default_dtype(before[1])
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_found() -> Iterator[None]:
+    """A name that a test registers is gone after it."""
+    from tombola import registry
+
+    tables = [v for v in vars(registry).values() if isinstance(v, registry.Registry)]
+    before = [dict(table._entries) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table._entries.clear()
+        table._entries.update(entries)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets beside the checkout; the test skips where it is not."""
+    place = ROOT.parent / "shared" / "data"
+    if not place.is_dir():
+        pytest.skip("../shared/data is not there")
+    return place

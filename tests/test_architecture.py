@@ -1,0 +1,331 @@
+"""Does the house stand as drawn? Imports, budgets and habits, read from the source itself.
+
+Budgets: a file has at most 400 lines, a function 60 lines, and 6 arguments that can be given by
+position (``self`` and ``cls`` apart), 8 with those that only a keyword reaches.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "tombola"
+
+# Lowest first; rooms of one tier do not import each other. Where the walls are not quite those of
+# the first drawing: config stands on registry, whose names it checks, and recipes on training,
+# whose one trial step they take to count a task's work.
+TIERS = (
+    {"errors"},
+    {"__init__"},
+    {"models", "registry", "runtime", "values"},
+    {"config"},
+    {"data", "metrics", "runs", "sparsity", "tasks"},
+    {"training"},
+    {"recipes"},
+    {"engine", "report"},
+    {"api", "bar", "doctor", "dry_run", "task_table", "tickets_config"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
+
+FILE_LINES, FUNCTION_LINES, POSITIONAL, ARGUMENTS = 400, 60, 6, 8
+SPEAKING = {"cli.py", "commands.py"}
+"""The only files that print."""
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "os.system"}
+UNSAFE_WORDS = {("allow_pickle", "True"), ("weights_only", "False"), ("shell", "True")}
+HANDLERS = {"addHandler", "basicConfig", "dictConfig", "fileConfig", "StreamHandler"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in FILES}
+MODULES = sorted(
+    ".".join(("tombola", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
+    for path in FILES
+    if path.name != "__main__.py"
+)
+WRITTEN = {".py", ".md", ".toml", ".txt", ".cff", ".yaml", ".css", ".js", ".j2", ".html", ".tex"}
+"""Kinds of text files that people write; tables, pictures and reports are made."""
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def walk_run(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all below it but those that only a type checker reads."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            for alternative in child.orelse:  # type: ignore[attr-defined]
+                yield from walk_run(alternative)
+        else:
+            yield from walk_run(child)
+
+
+def imports(path: Path, tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """(node, full name of what is imported) of each import that runs."""
+    package = ("tombola", *path.relative_to(PACKAGE).parent.parts)
+    for node in walk_run(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *(node.module or "").split("."))).strip(".")
+            for alias in node.names:
+                yield node, f"{module}.{alias.name}"
+
+
+def imported_rooms(path: Path, tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """(node, room of tombola) of each import; the package itself is the room ``__init__``."""
+    for node, name in imports(path, tree):
+        parts = name.split(".")
+        if parts[0] == "tombola":
+            yield node, parts[1] if len(parts) > 1 and parts[1] in RANK else "__init__"
+
+
+def upward(path: Path, tree: ast.AST) -> list[str]:
+    here = room(path)
+    return [
+        f"{place(path, node)} {here} (tier {RANK[here]}) imports {there} (tier {RANK[there]})"
+        for node, there in imported_rooms(path, tree)
+        if there != here and RANK[there] >= RANK[here]
+    ]
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def too_long(path: Path, text: str, tree: ast.AST) -> list[str]:
+    found = []
+    lines = text.count("\n")
+    if lines > FILE_LINES:
+        found.append(f"{place(path, tree)} {lines} lines")
+    for node in functions(tree):
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        positional = [
+            a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")
+        ]
+        total = len(positional) + len(node.args.kwonlyargs)
+        if length > FUNCTION_LINES:
+            found.append(f"{place(path, node)} {node.name}: {length} lines")
+        if len(positional) > POSITIONAL or total > ARGUMENTS:
+            found.append(f"{place(path, node)} {node.name}: {total} arguments")
+    return found
+
+
+def forbidden(path: Path, tree: ast.AST) -> list[str]:
+    """Uses of print, code in files, and logging handlers."""
+    found = []
+    for node, name in imports(path, tree):
+        if name.split(".")[0] in UNSAFE_MODULES:
+            found.append(f"{place(path, node)} imports {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = ast.unparse(node)
+            if name in UNSAFE_CALLS or name.rpartition(".")[2] in HANDLERS:
+                found.append(f"{place(path, node)} uses {name}")
+            if name == "print" and path.relative_to(PACKAGE).as_posix() not in SPEAKING:
+                found.append(f"{place(path, node)} prints")
+        if isinstance(node, ast.keyword) and (node.arg, ast.unparse(node.value)) in UNSAFE_WORDS:
+            found.append(f"{place(path, node.value)} says {ast.unparse(node)}")
+    return found
+
+
+def undocumented(path: Path, tree: ast.Module) -> list[str]:
+    found = [] if ast.get_docstring(tree) else [f"{place(path, tree)} module"]
+
+    def look(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            if not isinstance(child, kinds) or child.name.startswith("_"):
+                continue
+            if not ast.get_docstring(child):
+                found.append(f"{place(path, child)} {prefix}{child.name}")
+            if isinstance(child, ast.ClassDef) and "Protocol" not in map(ast.unparse, child.bases):
+                look(child, f"{child.name}.")
+
+    look(tree, "")
+    return found
+
+
+def test_every_room_has_a_rank() -> None:
+    assert {room(path) for path in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    assert upward(path, TREES[path]) == []
+
+
+def test_modules_of_a_room_do_not_import_in_circles() -> None:
+    edges = {
+        ".".join(("tombola", *path.relative_to(PACKAGE).with_suffix("").parts)): {
+            name
+            for _, full in imports(path, TREES[path])
+            for name in (full, full.rpartition(".")[0])
+            if name in MODULES
+        }
+        for path in FILES
+    }
+    while leaves := {name for name, below in edges.items() if not below & edges.keys()}:
+        edges = {name: below for name, below in edges.items() if name not in leaves}
+    assert edges == {}
+
+
+def test_the_package_itself_is_imported_for_its_version_only() -> None:
+    # Its other names are imported lazily from high rooms: a hidden way up.
+    found = [
+        f"{place(path, node)} {ast.unparse(node)}"
+        for path, tree in TREES.items()
+        for node in walk_run(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "tombola"
+        and node.attr != "__version__"
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_budgets(path: Path) -> None:
+    assert too_long(path, path.read_text(encoding="utf-8"), TREES[path]) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_print_no_handlers_no_code_from_files(path: Path) -> None:
+    assert forbidden(path, TREES[path]) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_everything_public_says_what_it_is(path: Path) -> None:
+    assert undocumented(path, TREES[path]) == []
+
+
+def written_files() -> list[Path]:
+    """The text files of the project that people write, wherever they lie."""
+    found = [ROOT / "Makefile", ROOT / ".ci" / "run", *ROOT.glob("*.*")]
+    for folder in ("src", "tests", "docs", "examples", "benchmarks"):
+        found += (ROOT / folder).rglob("*")
+    return sorted(
+        path
+        for path in found
+        if path.is_file()
+        and (path.suffix in WRITTEN or path.name in ("Makefile", "run"))
+        and not any(part.endswith(".egg-info") or part == "__pycache__" for part in path.parts)
+        and not path.is_relative_to(ROOT / "docs" / "results")
+    )
+
+
+def odd_lines(text: str) -> list[str]:
+    """Lines with characters beyond ASCII, or with a path of one machine."""
+    machine = re.compile(r"(?<![\w.])/(?:work|farm|root|home|Users|tmp|mnt)/\w")
+    return [
+        f"{number}: {line.strip()[:80]!r}"
+        for number, line in enumerate(text.splitlines(), 1)
+        if not line.isascii() or machine.search(line)
+    ]
+
+
+def test_text_is_ascii_and_names_no_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in written_files()
+        if path != Path(__file__).resolve()
+        for line in odd_lines(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+# Below: the checks above see what they are there to see.
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "count"),
+    [
+        ("models/x.py", "import tombola.tasks.base", 1),
+        ("models/x.py", "from tombola.runtime import rng", 1),
+        ("models/x.py", "from tombola import config", 1),
+        ("models/x.py", "from ..tasks import base", 1),
+        ("models/x.py", "from .blocks import conv", 0),
+        ("models/x.py", "def f():\n    from tombola import api", 1),
+        ("models/x.py", "if TYPE_CHECKING:\n    from tombola import api", 0),
+        ("models/x.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from tombola import api", 1),
+        ("models/x.py", "import tombola", 0),
+        ("models/x.py", "from tombola.errors import ConfigError", 0),
+        ("engine/x.py", "from tombola.models import gans, vaes", 0),
+        ("engine/x.py", "from tombola.report import page, plots", 2),
+    ],
+)
+def test_an_import_that_points_up_or_sideways_is_seen(file: str, line: str, count: int) -> None:
+    assert len(upward(PACKAGE / file, ast.parse(line))) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("x\n" * 400, 0),
+        ("x\n" * 401, 1),
+        ("def f():\n" + "    x\n" * 59, 0),
+        ("def f():\n" + "    x\n" * 60, 1),
+        ("class A:\n    async def f(self, a, b, c, d, e, f, *, g, h): ...\n", 0),
+        ("def f(a, /, b, c, d, e, f, g): ...\n", 1),
+        ("def f(a, *, b, c, d, e, f, g, h, i): ...\n", 1),
+    ],
+)
+def test_a_budget_that_is_passed_is_seen(text: str, count: int) -> None:
+    assert len(too_long(PACKAGE / "x.py", text, ast.parse(text))) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("print(1)", 1),
+        ("list(map(print, x))", 1),
+        ("import pickle", 1),
+        ("from joblib import load", 1),
+        ("torch.load(path)", 1),
+        ("eval(text)", 1),
+        ("network.eval()", 0),
+        ("re.compile(text)", 0),
+        ("np.load(path, allow_pickle=True)", 1),
+        ("np.load(path, allow_pickle=False)", 0),
+        ("logging.basicConfig()", 1),
+        ("logger.addHandler(handler)", 1),
+    ],
+)
+def test_a_forbidden_use_is_seen(text: str, count: int) -> None:
+    assert len(forbidden(PACKAGE / "x.py", ast.parse(text))) == count
+    assert forbidden(PACKAGE / "cli.py", ast.parse("print(1)")) == []
+
+
+def test_a_missing_docstring_is_seen() -> None:
+    text = '"""A module."""\nclass A:\n    """A class."""\n    def f(self): ...\ndef _g(): ...\n'
+    assert len(undocumented(PACKAGE / "x.py", ast.parse(text))) == 1
+    assert len(undocumented(PACKAGE / "x.py", ast.parse("def g(): ..."))) == 2
+
+
+def test_an_odd_character_or_path_is_seen() -> None:
+    assert len(odd_lines("a\nFr\u00e9chet\n")) == 1
+    assert len(odd_lines("cd " + "/".join(("", "home", "me")) + "\n")) == 1
+    assert odd_lines("see docs/home/me and ~/.cache/tombola\n") == []

@@ -1,0 +1,229 @@
+"""The training loop: resume, masks, averages, turns, divergence, and its golden losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import TinyAE, TinyGAN, run, same, trainer
+from tombola.errors import ConfigError, DivergedError, TicketError
+from tombola.sparsity.masks import ones, prunable
+from tombola.sparsity.select import top
+from tombola.tasks.base import Task, Turn
+from tombola.training.checkpoint import load_state, save_state
+from tombola.training.trainer import load_weights
+
+TASKS = [TinyAE, TinyGAN]
+
+
+def half(networks) -> dict[str, torch.Tensor]:
+    """The larger half of all weights."""
+    pool = prunable(networks)
+    scores = {name: weight.detach().abs() for name, weight in pool.items()}
+    return top(scores, sum(w.numel() for w in pool.values()) // 2)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_in_parts_is_in_one_go(kind, ema, tmp_path):
+    whole = run(trainer(kind(), ema=ema), 20)
+    first = run(trainer(kind(), ema=ema), 7)
+    save_state(tmp_path / "s.safetensors", first)
+    second = trainer(kind(), seed=0, ema=ema)
+    second.resume(*load_state(tmp_path / "s.safetensors"))
+    run(second, 20)
+    assert same(whole.judged_weights(), second.judged_weights())
+    assert same(whole.state()[0], second.state()[0])
+    assert whole.log == second.log
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_masked_run_in_parts_is_in_one_go(kind, tmp_path):
+    masks = half(trainer(kind()).networks)
+    whole = run(trainer(kind(), masks=masks), 20)
+    first = run(trainer(kind(), masks=masks), 9)
+    save_state(tmp_path / "s.safetensors", first)
+    second = trainer(kind(), masks=masks)
+    second.resume(*load_state(tmp_path / "s.safetensors"))
+    assert same(whole.state()[0], run(second, 20).state()[0])
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_mask_of_ones_with_restored_optimizer_ends_at_the_dense_bits(kind):
+    dense = run(trainer(kind()), 5)
+    state = dense.state()
+    kept = ({k: v.clone() for k, v in state[0].items()}, dict(state[1]))
+    run(dense, 20)
+    again = trainer(kind(), masks=ones(prunable(trainer(kind()).networks)))
+    again.rewind(*kept, optimizer=True)
+    assert same(dense.judged_weights(), run(again, 20).judged_weights())
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_pruned_weights_stay_zero_when_dense_moments_are_restored(kind):
+    dense = run(trainer(kind()), 10)
+    tensors, manifest = dense.state()
+    masks = half(dense.networks)
+    again = trainer(kind(), masks=masks, ema=0.99)
+    tensors = {
+        **tensors,
+        **{
+            k.replace("network.", "average."): v
+            for k, v in tensors.items()
+            if k.startswith("network.")
+        },
+    }
+    again.rewind(tensors, manifest, optimizer=True)
+    run(again, 20)
+    judged = again.judged_weights()
+    for name, mask in masks.items():
+        assert int((judged[name][~mask] != 0).sum()) == 0, name
+        assert int((judged[name][mask] != 0).sum()) > 0, name
+    assert again.hold.leaks() == []
+
+
+def test_a_leak_is_noticed_when_weights_are_saved():
+    masks = half(trainer(TinyAE()).networks)
+    leaky = run(trainer(TinyAE(), masks=masks), 3)
+    with torch.no_grad():
+        leaky.networks["decoder"][0].weight.add_(1.0)
+    with pytest.raises(AssertionError, match=r"decoder\.0\.weight"):
+        leaky.judged_weights()
+
+
+def test_fresh_optimizer_differs_from_the_restored_one():
+    dense = run(trainer(TinyAE()), 5)
+    tensors, manifest = dense.state()
+    ends = []
+    for keep in (True, False):
+        again = trainer(TinyAE())
+        again.rewind({k: v.clone() for k, v in tensors.items()}, manifest, optimizer=keep)
+        assert again.step == 5
+        ends.append(run(again, 8).judged_weights())
+    assert not same(*ends)
+
+
+def test_a_turn_moves_only_the_networks_that_learn_in_it():
+    class OnlyCritic(TinyGAN):
+        turns = (Turn("discriminator", learns=("discriminator",)),)
+
+    one = trainer(OnlyCritic())
+    before = {k: v.clone() for k, v in one.networks["generator"].named_parameters()}
+    judged = one.networks["discriminator"][3].parametrizations.weight.original.clone()
+    run(one, 2)
+    assert same(before, dict(one.networks["generator"].named_parameters()))
+    now = one.networks["discriminator"][3].parametrizations.weight.original
+    assert not torch.equal(judged, now)
+
+
+def test_every_critic_update_sees_its_own_batch():
+    seen = []
+
+    class Watching(TinyGAN):
+        def loss(self, turn, networks, images):
+            if turn == "discriminator":
+                seen.append(images.clone())
+            else:
+                assert not images.any()
+            return super().loss(turn, networks, images)
+
+    run(trainer(Watching()), 2)
+    assert len(seen) == 4
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_a_loss_that_is_not_finite_names_its_step():
+    class Exploding(TinyAE):
+        def loss(self, turn, networks, images):
+            self._calls = getattr(self, "_calls", -1) + 1
+            return super().loss(turn, networks, images) * (float("nan") if self._calls == 3 else 1)
+
+    with pytest.raises(DivergedError) as error:
+        run(trainer(Exploding()), 10)
+    assert error.value.step == 3
+
+
+def test_average_is_the_exponential_one():
+    plain = trainer(TinyAE())
+    averaged = trainer(TinyAE(), ema=0.75)
+    weight = plain.networks["decoder"][0].weight
+    expected = weight.detach().clone()
+    for _ in range(3):
+        plain.advance()
+        averaged.advance()
+        expected = 0.75 * expected + 0.25 * weight.detach()
+    torch.testing.assert_close(averaged.judged_weights()["decoder.0.weight"], expected)
+    assert torch.equal(averaged.networks["decoder"][0].weight, weight)
+
+
+def test_learning_rate_follows_the_schedule():
+    class Falling(TinyAE):
+        def schedule(self, step, total_steps):
+            return 1 - step / total_steps
+
+    one = run(trainer(Falling(), steps=10), 6)
+    assert one.optimizers["all"].param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5)
+
+
+def test_a_turn_that_names_no_network_is_refused():
+    class Wrong(TinyAE):
+        turns = (Turn("all", learns=("decoders",)),)
+
+    with pytest.raises(ConfigError, match="decoders.*encoder, decoder"):
+        trainer(Wrong())
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    class Wrong(TinyAE):
+        def loss(self, turn, networks, images):
+            return {"los": images.mean()}
+
+    with pytest.raises(ConfigError, match="scalar"):
+        trainer(Wrong()).advance()
+
+
+def test_weights_of_a_stranger_are_refused_by_name():
+    networks = trainer(TinyAE()).networks
+    with pytest.raises(TicketError, match=r"generator\.0\.weight"):
+        load_weights(networks, {"generator.0.weight": torch.zeros(1)})
+
+
+def test_users_draws_are_seeded():
+    class Drawing(Task):
+        family = "autoencoder"
+        size = 8
+        batch_size = 4
+
+        def networks(self, shape):
+            return {"net": nn.Linear(1, 1)}
+
+        def loss(self, turn, networks, images):
+            import random
+
+            import numpy as np
+
+            draw = float(torch.rand(())) + random.random() + np.random.rand()
+            return networks["net"](torch.full((1, 1), draw)).square().sum()
+
+    a, b = run(trainer(Drawing()), 5), run(trainer(Drawing()), 5)
+    assert same(a.judged_weights(), b.judged_weights())
+    other = run(trainer(Drawing(), seed=1), 5)
+    assert not same(a.judged_weights(), other.judged_weights())
+
+
+GOLDEN = {
+    TinyAE: [0.3625169, 0.3799994, 0.379539, 0.3386809, 0.3231094],
+    TinyGAN: [0.2017701, 0.2185985, 0.1958128, 0.2028471, 0.1988088],
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_golden_losses(kind):
+    """The first losses of a fixed run: a refactor must not move them (a note says why if one does).
+
+    Compared to 1e-5: other processors may round the last bits of a sum in another order.
+    """
+    name = "all.loss" if kind is TinyAE else "generator.loss"
+    found = [row[name] for row in run(trainer(kind()), 5).log]
+    assert found == pytest.approx(GOLDEN[kind], rel=1e-5)

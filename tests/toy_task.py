@@ -1,0 +1,38 @@
+"""The tiny tasks as a user's file, telling the audit hooks of tests/faults when they are called."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+import helpers
+
+
+class TinyAE(helpers.TinyAE):
+    def loss(self, turn, networks, images):
+        sys.audit("toy.step")
+        return super().loss(turn, networks, images)
+
+    def reconstruct(self, networks, images):
+        if not torch.is_grad_enabled():
+            sys.audit("toy.judge")
+        return super().reconstruct(networks, images)
+
+
+class TinyGAN(helpers.TinyGAN):
+    pass
+
+
+class Diverging(helpers.TinyAE):
+    def loss(self, turn, networks, images):
+        return super().loss(turn, networks, images) * float("inf")
+
+
+class HalfDiverging(helpers.TinyAE):
+    """Diverges where a tenth of its decoder's weights is left (a sparse ticket of a late round)."""
+
+    def loss(self, turn, networks, images):
+        kept = (networks["decoder"][0].weight != 0).float().mean()
+        return super().loss(turn, networks, images) / (kept > 0.4)
