@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,6 +256,15 @@ def test_text_is_ascii_and_names_no_machine() -> None:
         for line in odd_lines(path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_git_leaves_no_source_out() -> None:
+    # A pattern of .gitignore without its slash once left out a package of the same name.
+    asked = "git ls-files --others --ignored --exclude-standard src tests docs examples benchmarks"
+    ignored = subprocess.run(asked.split(), cwd=ROOT, capture_output=True, text=True, check=True)
+    kept = ("__pycache__", ".egg-info", ".hypothesis")
+    assert [n for n in ignored.stdout.split() if not any(part in n for part in kept)] == []
 
 
 # Below: the checks above see what they are there to see.

@@ -6,7 +6,6 @@ judge. Data without labels get the pretext task of telling four rotations apart.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ MIN_STEPS = 1500
 class JudgeTask(Task):
     """The training of a judge, as a task; its batches carry labels (or None)."""
 
-    betas = (0.9, 0.999)
+    cosine = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, recipe: ClassifierRecipe, classes: int) -> None:
@@ -56,10 +55,6 @@ class JudgeTask(Task):
         model = networks["classifier"]
         assert isinstance(model, Classifier)
         return classification_loss(model, *images, flip=self._recipe.flip)
-
-    def schedule(self, step: int, total_steps: int) -> float:
-        """A half cosine from 1 to 0."""
-        return 0.5 * (1 + math.cos(math.pi * step / total_steps))
 
 
 class _Labelled(Batches):

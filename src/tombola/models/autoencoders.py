@@ -1,6 +1,6 @@
 """What do the paper's two autoencoders look like: the linear and the convolutional one.
 
-Layer tables: ``docs/method.md`` and the first author's public code (autoencoder-pytorch, 7b31cca).
+Layer tables: the first author's public code (autoencoder-pytorch, 7b31cca).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ judges know nothing else of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,6 +53,8 @@ class Task:
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    cosine: bool = False
+    """Whether the learning rates fall to 0 along a half cosine, or stay as they are."""
 
     turns: tuple[Turn, ...] = (Turn("all"),)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {}, "paper": {}}
@@ -109,9 +112,11 @@ class Task:
         )
 
     def schedule(self, step: int, total_steps: int) -> float:
-        """What the learning rates are multiplied by at a step (0 <= step < total_steps)."""
-        del step, total_steps
-        return 1.0
+        """What the learning rates are multiplied by at a step (0 <= step < total_steps).
+
+        Loshchilov & Hutter 2017, "SGDR", equation 5 without restarts, if ``cosine`` is set.
+        """
+        return 0.5 * (1 + math.cos(math.pi * step / total_steps)) if self.cosine else 1.0
 
     def latents(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` draws from the prior, (n, latent): N(0, I) unless overridden."""

@@ -8,7 +8,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   const output = viewer.querySelector("output");
   const show = () => {
     const chosen = levels[Number(slider.value)];
-    for (const level of levels) level.classList.toggle("current", false);
+    for (const level of levels) level.classList.toggle("current", level === chosen);
     output.textContent = chosen.dataset.name;
     slider.setAttribute("aria-valuetext", chosen.dataset.name);
   };
