@@ -1,4 +1,4 @@
-"""Judges: adaptation, files, Inception's stand-in, the shipped classifiers and the ladder."""
+"""Judges: adaptation, batches, files, Inception's stand-in and the shipped classifiers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tombola.data.adapt import fit
-from tombola.data.sources import load_images
 from tombola.errors import ConfigError, DataError
 from tombola.metrics import ladder
 from tombola.metrics.features import (
@@ -26,7 +24,6 @@ from tombola.metrics.features import (
     open_judge,
     save_judge,
 )
-from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.judge_files import (
     ACCURACY_GATES,
     INCEPTION_SHA256,
@@ -36,8 +33,7 @@ from tombola.metrics.judge_files import (
     shipped_judge,
     weights_sha256,
 )
-from tombola.models.classifier import Classifier, classification_loss, rotated, shifted
-from tombola.runtime import rng
+from tombola.models.classifier import Classifier
 
 SHIPPED = ("digits", "mnist")
 
@@ -57,73 +53,6 @@ def no_inception(monkeypatch, tmp_path):
 def images(n: int = 7, channels: int = 1, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(n)
     return torch.randint(256, (n, channels, size, size), generator=generator).to(torch.uint8)
-
-
-def macs(module: nn.Module, channels: int) -> int:
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        module.to("meta")(torch.empty(1, channels, 32, 32))
-    return counter.get_total_flops() // 2
-
-
-@pytest.mark.parametrize(("channels", "width"), [(1, 16), (3, 32)])
-def test_the_classifier_stays_within_20_mmac_and_64_features(channels, width):
-    assert Classifier(channels, 10, width).features(torch.zeros(2, channels, 32, 32)).shape[1] <= 64
-    assert macs(Classifier(channels, 10, width), channels) <= 20_000_000
-
-
-def test_the_grey_judge_takes_three_million_macs():
-    # 16x16x25x16 + 16x16x9x16x32 + 8x8x9x32x64 + 4x4x9x64x64 + 64x10
-    assert macs(Classifier(1, 10, 16), 1) == 102_400 + 1_179_648 + 1_179_648 + 589_824 + 640
-
-
-def test_logits_are_linear_in_the_features(model):
-    inputs = torch.rand(3, 1, 32, 32)
-    torch.testing.assert_close(model(inputs), model.head(model.features(inputs)))
-    assert isinstance(model.head, nn.Linear)
-
-
-def test_shifts_move_each_image_by_at_most_two_pixels():
-    torch.manual_seed(1)
-    dots = torch.full((64, 1, 9, 9), -1.0)
-    dots[:, :, 4, 4] = 1
-    places = shifted(dots)[:, 0].flatten(1).argmax(1)
-    rows, columns = places // 9 - 4, places % 9 - 4
-    assert set(rows.tolist()) == set(columns.tolist()) == {-2, -1, 0, 1, 2}
-
-
-def test_shifts_repeat_the_border():
-    torch.testing.assert_close(
-        shifted(torch.full((4, 2, 5, 5), 0.3)), torch.full((4, 2, 5, 5), 0.3)
-    )
-
-
-def test_rotations_turn_each_image_by_its_own_quarter_turns():
-    square = torch.arange(4.0).reshape(1, 1, 2, 2).repeat(4, 1, 1, 1)
-    found = rotated(square, torch.arange(4)).reshape(4, 4).tolist()
-    assert found == [[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]]
-
-
-def test_the_loss_without_labels_is_that_of_telling_rotations_apart():
-    torch.manual_seed(0)
-    model = Classifier(1, 4, 2)
-    torch.manual_seed(5)
-    loss = classification_loss(model, torch.rand(6, 1, 32, 32), None)
-    loss.backward()
-    assert loss.shape == ()
-    assert model.head.weight.grad is not None
-    assert loss.item() == pytest.approx(np.log(4), abs=1)
-
-
-def test_shrunk_batches_have_the_border_of_padded_ones(monkeypatch):
-    seen = []
-    monkeypatch.setattr("tombola.models.classifier.shifted", lambda x: seen.append(x) or x)
-    model = Classifier(1, 2, 2)
-    for seed in range(12):
-        torch.manual_seed(seed)
-        classification_loss(model, torch.ones(2, 1, 32, 32), torch.zeros(2).long(), shrink=True)
-    borders = {float(batch[0, 0, 0, 0]) for batch in seen}
-    assert borders == {-1.0, 1.0}
-    assert all(float(batch[0, 0, 16, 16]) == pytest.approx(1) for batch in seen)
 
 
 def test_28_is_padded_with_black_to_32():
@@ -349,95 +278,3 @@ def test_shipped_judges_are_small_gated_and_say_how_they_were_made(data):
     assert judge.metadata["gate"]["passed"]
     assert ladder.ladder_faults(judge.metadata["gate"]) == []
     assert judge.metadata["command"] == f"python benchmarks/make_judges.py {data}"
-
-
-def _digits(size: int, split: str) -> tuple[Tensor, Tensor]:
-    loaded = load_images("digits", (1, size, size))
-    return loaded.splits[split], loaded.labels[split]
-
-
-@pytest.mark.parametrize("size", [28, 32, 64])
-def test_the_shipped_digits_judge_knows_digits_of_every_size(size):
-    judge = load_judge(shipped_judge("digits"))
-    assert ladder.accuracy(judge, *_digits(size, "judge")) >= ACCURACY_GATES["digits"]
-
-
-def test_the_shipped_digits_judge_climbs_its_ladder_again():
-    judge = load_judge(shipped_judge("digits"))
-    train, _ = _digits(32, "train")
-    judged, labels = _digits(32, "judge")
-    result = ladder.gate(judge, {"train": train, "judge": judged}, {"judge": labels})
-    assert result["reasons"] == []
-    assert result["passed"]
-    assert result["floor"] == pytest.approx(judge.metadata["gate"]["floor"], rel=1e-3)
-    json.dumps(result)
-    unlabelled = ladder.climb(judge, train, judged[:99], None)
-    assert unlabelled["dropped"] == {}
-
-
-def _result(**changes):
-    good = {
-        "floor": 1.0,
-        "rungs": {"noise": [2.0, 30.0], "blur": [3.0, 40.0]},
-        "dropped": {"0": 4.0, "1": 5.0},
-        "thinned": {"0": 1.5, "1": 1.5},
-    }
-    return {**good, **changes}
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"rungs": {"noise": [2.0, 2.0], "blur": [2, 90]}}, "does not grow with noise: 1, 2, 2"),
-        ({"rungs": {"noise": [0.9, 20], "blur": [2, 90]}}, "does not grow with noise"),
-        ({"floor": float("nan")}, "clean judge images"),
-        ({"rungs": {"noise": [2, 9.9], "blur": [2, 90]}}, "clean judge images are 1 from"),
-        ({"dropped": {"0": 4.0, "1": 1.5}}, "a class is gone: 1"),
-    ],
-)
-def test_every_fault_of_a_ladder_has_its_reason(changes, reason):
-    assert ladder.ladder_faults(_result()) == []
-    assert any(reason in text for text in ladder.ladder_faults(_result(**changes)))
-
-
-def test_a_gate_stays_shut_for_a_judge_that_knows_nothing(model):
-    judge = classifier_judge(model, {"data": "digits"})
-    labels = torch.arange(40) % 10
-    result = ladder.gate(judge, {"train": images(80), "judge": images(40)}, {"judge": labels})
-    assert not result["passed"]
-    assert f"accuracy {result['accuracy']:.4f} is below 0.95" in result["reasons"]
-
-
-def test_corruptions_do_what_their_strength_says():
-    grey = torch.full((4, 1, 64, 64), 128, dtype=torch.uint8)
-    noisy = ladder.noise(grey, 0.1).float()
-    assert float(noisy.std()) == pytest.approx(25.5, rel=0.03)
-    dot = torch.zeros(1, 1, 65, 65, dtype=torch.uint8)
-    dot[0, 0, 32, 32] = 255
-    blurred = ladder.blur(dot, 1 / 65)[0, 0].float()
-    # the peak of a Gaussian of one pixel is 1 / (2 pi); its kernel ends at three pixels
-    assert float(blurred.max()) == pytest.approx(255 / (2 * np.pi), abs=1)
-    assert torch.equal(blurred, blurred.T)
-    ramp = torch.arange(64, dtype=torch.uint8).repeat(1, 1, 64, 1)
-    cropped = ladder.crop(ramp, 0.5)
-    assert (int(cropped.min()), int(cropped.max())) == (16, 47)
-    assert torch.equal(ladder.crop(ramp, 1.0), ramp)
-
-
-def test_noise_is_the_same_at_every_call():
-    assert torch.equal(ladder.noise(images(), 0.2), ladder.noise(images(), 0.2))
-
-
-def test_a_dropped_class_is_compared_with_as_many_images_left_out_at_random():
-    judge = load_judge(shipped_judge("digits"))
-    train, _ = _digits(32, "train")
-    judged, labels = _digits(32, "judge")
-    result = ladder.climb(judge, train[:300], judged[:100], labels[:100])
-    clean = judge.features(judged[:100])[0]
-    reference = Gaussian.of(judge.features(train[:300])[0])
-    without = labels[:100].numpy() != 3
-    order = torch.randperm(100, generator=rng(0, "ladder-thinned")).numpy()
-    expected = frechet_distance(reference, Gaussian.of(clean[without]))
-    assert result["dropped"]["3"] == pytest.approx(expected, rel=1e-6)
-    thinned = frechet_distance(reference, Gaussian.of(clean[order[: without.sum()]]))
-    assert result["thinned"]["3"] == pytest.approx(thinned, rel=1e-6)

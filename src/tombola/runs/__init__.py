@@ -1,0 +1,1 @@
+"""The graph of runs, and the store that keeps them."""
