@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks beside those of pyproject.toml."""
+    config.addinivalue_line("markers", "long: takes minutes; left out of make test, see make long")
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +55,3 @@ def _registries_as_found() -> Iterator[None]:
     for table, entries in zip(tables, before, strict=True):
         table._entries.clear()
         table._entries.update(entries)
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of data sets beside the checkout; the test skips where it is not."""
-    place = ROOT.parent / "shared" / "data"
-    if not place.is_dir():
-        pytest.skip("../shared/data is not there")
-    return place

@@ -54,7 +54,8 @@ class JudgeTask(Task):
         del turn
         model = networks["classifier"]
         assert isinstance(model, Classifier)
-        return classification_loss(model, *images, flip=self._recipe.flip)
+        recipe = self._recipe
+        return classification_loss(model, *images, flip=recipe.flip, shrink=recipe.shrink)
 
 
 class _Labelled(Batches):
@@ -101,6 +102,7 @@ def train_judge(
     path = folder / "judge.safetensors"
     save_judge(path, model, metadata)
     metadata["gate"] = gate(load_judge(path), images.splits, images.labels)
+    save_judge(path, model, metadata)
     return {**metadata, "seconds": seconds}
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import Output, resolved, task_name
 from tombola.metrics.statistics import arm_name, search_key
 from tombola.recipes.recipes import Arm, Cell, tickets
@@ -113,7 +114,11 @@ class Exports:
                 yield Row(**self.tables.key(cell), metric="", value=0)
 
     def write_samples(self) -> None:
-        """OUT/samples: the grids of seed 0, one an arm and round."""
+        """OUT/samples: the grids of seed 0, one an arm and round; for autoencoders the originals."""
+        if self.tables.setting.task.family == "autoencoder":
+            images = self.tables.setting.images.splits["judge"][: GRID_COLUMNS * GRID_ROWS]
+            (self.tables.out / "samples").mkdir(exist_ok=True)
+            save_grid(self.tables.out / "samples" / "originals.png", images)
         for cell in self.tables.plan.cells:
             grid = self.tables.store.path(cell.evaluate) / "grid.png"
             if cell.seed == 0 and grid.exists():

@@ -52,8 +52,8 @@ class LinearAE(_Autoencoder):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Few steps, so small batches and a higher rate: 1e-3 gets two thirds as far.
         "quick": {"width": 64, "batch_size": 64, "learning_rate": 3e-3, "steps": 400},
-        # The code's constant 1e-3 still gains 1.3% in the last fifth of 20 epochs on MNIST (0.1360 at
-        # the end); 2e-3 falling along a cosine gains 0.5% and ends lower (0.1327), on seed 0.
+        # The code's constant 1e-3 still gains 1.3% in the last fifth of 20 epochs on MNIST (0.1360
+        # at the end); 2e-3 falling along a cosine gains 0.5% and ends lower (0.1327), on seed 0.
         "paper": {"epochs": 100, "learning_rate": 2e-3, "cosine": True},
     }
 

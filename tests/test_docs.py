@@ -1,0 +1,187 @@
+"""Do the documents tell the truth? Their commands and snippets are run, their links followed.
+
+Fenced blocks of a document are carried out in order, in one folder that has a copy of examples/:
+``bash``: commands that begin with ``tombola`` are run; under ``<!-- long -->`` with --dry-run, under
+``<!-- exits 2 -->`` they must be refused; ``make`` commands must be targets of the Makefile.
+``python``: executed, all in one namespace; a block whose first line is ``# name.py`` is written to
+that file instead, and a ``toml`` block likewise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import in_process
+import pytest
+import standins
+from tombola import cli, config
+from tombola.metrics.intervals import decidable_factor
+from tombola.metrics.rules import CURVE_ONLY, rule_of
+from tombola.metrics.statistics import DEFAULT_CONTROLS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>long|exits 2) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+)
+FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
+OTHER_COMMANDS = {"pip install ."}
+"""Commands that a document may show besides those of tombola and make."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    kind: str
+    mark: str | None
+    body: str
+
+
+def blocks(text: str) -> list[Block]:
+    found = [Block(m["kind"], m["mark"], m["body"]) for m in FENCE.finditer(text)]
+    assert len(found) == len(re.findall(r"^```", text, re.M)) / 2, "a fence is not closed"
+    marks = re.findall(r"^<!-- (?:long|exits 2) -->$", text, re.M)
+    assert len(marks) == sum(b.mark is not None for b in found), "a mark is not right above a fence"
+    return found
+
+
+def commands(block: Block) -> list[str]:
+    lines = block.body.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a line as a shell would: the words after ``tombola`` go to the command line."""
+    words = shlex.split(line)
+    if mark == "long" and "--dry-run" not in words:
+        words.append("--dry-run")
+    sys.argv = words
+    code = cli.main(words[1:])
+    out, err = capsys.readouterr()
+    assert code == (2 if mark == "exits 2" else 0), f"{line}\n{out}\n{err}"
+    if code == 2:
+        assert err.strip().splitlines()[-1].startswith("error: "), err
+    else:
+        assert "Traceback" not in err, err
+
+
+def carry_out(block: Block, namespace: dict[str, object], capsys) -> None:
+    if named := FILE_NAME.match(block.body):
+        Path(named[1]).write_text(block.body, encoding="utf-8")
+    elif block.kind == "python":
+        exec(compile(block.body, "<snippet>", "exec"), namespace)
+    elif block.kind == "bash":
+        for line in commands(block):
+            if line.startswith("tombola "):
+                run_command(line, block.mark, capsys)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with examples/ and a small MNIST, where searches run in this process."""
+    shutil.copytree(ROOT / "examples", tmp_path / "work" / "examples")
+    standins.make_mnist(tmp_path / "data", train=60, test=20)
+    monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TOMBOLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TOMBOLA_INCEPTION", raising=False)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(tmp_path / "work")
+    in_process.use(monkeypatch)
+    before = signal.getsignal(signal.SIGTERM)
+    with in_process.Restored():
+        yield tmp_path / "work"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_of_a_document_works(document, place, capsys):
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks((ROOT / document).read_text("utf-8")):
+        carry_out(block, namespace, capsys)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_are_of_a_known_kind(document):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    for block in blocks((ROOT / document).read_text("utf-8")):
+        if block.kind != "bash":
+            assert block.mark is None, f"{block.mark} belongs above a bash block: {block.body}"
+            continue
+        for line in commands(block):
+            if line.startswith("make "):
+                assert line.split()[1] in targets, f"{line}: the Makefile has no such target"
+            else:
+                assert line.startswith("tombola ") or line in OTHER_COMMANDS, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text("utf-8")
+    prose = FENCE.sub("", text)
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
+        path, _, anchor = target.partition("#")
+        if path.startswith("http"):
+            continue
+        found = ROOT / document if not path else (ROOT / document).parent / path
+        assert found.exists(), f"{document} links to {target}, which is not there"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text("utf-8"), re.M)
+            anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in anchors, f"{document} links to {target}, which has no such heading"
+
+
+def test_readme_names_what_is_not_built():
+    text = (ROOT / "README.md").read_text("utf-8")
+    table = text[text.index("## What is built") : text.index("## Read on")]
+    columns = [row.split("|")[2:4] for row in table.splitlines() if row.startswith("| ")]
+    built, lacking = (" ".join(row[i] for row in columns) for i in (0, 1))
+    for name in (*config.METHODS, *config.CONTROLS):
+        assert f"`{name}`" in built, name
+    for name in (*config.METHODS_TO_COME, *cli.TO_COME):
+        assert f"`{name}`" in lacking, name
+    for name in cli.TO_COME:
+        assert cli.main([name]) == cli.USER
+
+
+def test_method_quotes_sizes_as_they_are(capsys):
+    assert cli.main(["list", "tasks", "--json"]) == 0
+    rows = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    quoted = re.findall(r"^\| `([\w-]+)` \| \w+, \w+ \| ([\d,]+) \| ([\d,]+) \|", text, re.M)
+    found = {
+        name: {"quick": int(quick.replace(",", "")), "paper": int(paper.replace(",", ""))}
+        for name, quick, paper in quoted
+    }
+    assert found == rows
+
+
+def test_method_quotes_margins_as_they_are():
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| (`.+?`) \| [^|]+ \| [^|]+ \| (lower|higher|-) \| ([^|]+) \|$", text, re.M
+    )
+    assert len(rows) == 8
+    for names, better, margin in rows:
+        for name in re.findall(r"`(\w+?)(?:-\.\.\.)?`", names):
+            rule = rule_of(name)
+            if rule is None:
+                assert (better, margin) == ("-", "curve only"), name
+            else:
+                assert (better, margin) == (rule.better, f"{100 * rule.margin:g}%"), name
+    assert all(f"`{name}`" in text for name in (*CURVE_ONLY, *DEFAULT_CONTROLS))
+
+
+def test_method_quotes_the_decidable_factors():
+    text = " ".join((ROOT / "docs" / "method.md").read_text("utf-8").split())
+    wanted = ", ".join(f"{decidable_factor(n):.2f} with {n}" for n in (3,))
+    assert f"{wanted} seeds, {decidable_factor(5):.2f} with 5" in text
+    assert f"and {decidable_factor(10):.2f} with 10" in text
