@@ -13,6 +13,7 @@
 # make CONSTRAINTS=           the newest versions instead of those in constraints.txt
 # make test PYTEST_ARGS="..." more words for pytest
 # make demo DEMO="..."        other words for `tombola find`
+# make benchmarks BENCHMARKS="masks select"  only these
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +27,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input \
        $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 SPELLED := $(wildcard src tests docs examples benchmarks *.md *.cff Makefile pyproject.toml)
-BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
+BENCHMARKS ?=
 
 .PHONY: demo test env lint types tests fast long benchmarks clean
 
@@ -72,8 +73,7 @@ long: env
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 benchmarks: env
-	@for file in $(BENCHMARKS); do \
-	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

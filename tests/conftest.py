@@ -48,10 +48,12 @@ def _torch_as_found() -> Iterator[None]:
 def _registries_as_found() -> Iterator[None]:
     """A name that a test registers is gone after it."""
     from tombola import registry
+    from tombola.metrics import rules
 
-    tables = [v for v in vars(registry).values() if isinstance(v, registry.Registry)]
-    before = [dict(table._entries) for table in tables]
+    tables = [v._entries for v in vars(registry).values() if isinstance(v, registry.Registry)]
+    tables.append(rules._RULES)
+    before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
-        table._entries.clear()
-        table._entries.update(entries)
+        table.clear()
+        table.update(entries)

@@ -15,7 +15,7 @@ from tombola.runs.store import Store
 
 
 def run_here(work: local_pool.Work) -> list[str]:
-    """What ``local_pool.run`` does, without starting Python and torch once more for every search."""
+    """What ``local_pool.run`` does, without starting Python and torch again for every search."""
     fields = dict(work.context)
     fields["store"] = Store(Path(fields["store"]))
     fields["keep_steps"] = tuple(fields["keep_steps"])
@@ -28,19 +28,17 @@ def run_here(work: local_pool.Work) -> list[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of this test run here; threads and generators are put back at its end."""
+    """Searches of this test run here; see ``Restored`` for what they change."""
     monkeypatch.setattr(local_pool, "run", run_here)
 
 
 class Restored:
-    """Within the block threads and global generators may be changed."""
+    """Within the block the global generators may be changed."""
 
     def __enter__(self) -> None:
-        self.threads = torch.get_num_threads()
         self.states = torch.get_rng_state(), np.random.get_state(), random.getstate()
 
     def __exit__(self, *details: object) -> None:
-        torch.set_num_threads(self.threads)
         torch.set_rng_state(self.states[0])
         np.random.set_state(self.states[1])
         random.setstate(self.states[2])

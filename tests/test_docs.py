@@ -1,8 +1,8 @@
 """Do the documents tell the truth? Their commands and snippets are run, their links followed.
 
 Fenced blocks of a document are carried out in order, in one folder that has a copy of examples/:
-``bash``: commands that begin with ``tombola`` are run; under ``<!-- long -->`` with --dry-run, under
-``<!-- exits 2 -->`` they must be refused; ``make`` commands must be targets of the Makefile.
+``bash``: commands that begin with ``tombola`` are run, under ``<!-- long -->`` with --dry-run, and
+under ``<!-- exits 2 -->`` must be refused; ``make`` commands must be targets of the Makefile.
 ``python``: executed, all in one namespace; a block whose first line is ``# name.py`` is written to
 that file instead, and a ``toml`` block likewise.
 """
@@ -18,8 +18,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import in_process
 import pytest
+
+import in_process
 import standins
 from tombola import cli, config
 from tombola.metrics.intervals import decidable_factor
@@ -90,8 +91,6 @@ def place(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples", tmp_path / "work" / "examples")
     standins.make_mnist(tmp_path / "data", train=60, test=20)
     monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("TOMBOLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TOMBOLA_INCEPTION", raising=False)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.chdir(tmp_path / "work")
     in_process.use(monkeypatch)

@@ -1,4 +1,4 @@
-"""Killed, nothing lost: SIGKILL at twenty moments, Ctrl-C, a full disk, and two processes at once."""
+"""Killed, nothing lost: SIGKILL at twenty moments, Ctrl-C, a full disk, two processes at once."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_killed_at_twenty_moments_and_nothing_is_lost(tmp_path):
         assert {name: now[name] for name in finished} == finished
         finished = now
     assert kills >= 12, "too few moments were inside the search"
-    code, stdout, stderr = finish(out)
+    code, _, stderr = finish(out)
     assert code == 0, stderr
     assert marks(out).items() >= finished.items()
     for name in ("results.csv",):

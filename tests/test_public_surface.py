@@ -87,6 +87,7 @@ TASK = {
     "batch_size",
     "betas",
     "channels",
+    "cosine",
     "family",
     "image_shape",
     "judge_loss",

@@ -170,7 +170,7 @@ def test_a_turn_that_names_no_network_is_refused():
     class Wrong(TinyAE):
         turns = (Turn("all", learns=("decoders",)),)
 
-    with pytest.raises(ConfigError, match="decoders.*encoder, decoder"):
+    with pytest.raises(ConfigError, match=r"decoders.*encoder, decoder"):
         trainer(Wrong())
 
 

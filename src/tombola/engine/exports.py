@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,10 @@ class Exports:
             "round": cell.round,
             "parents": sorted(self.tables.record(cell.train)["parents"].values()),
             "config": tables,
-            "scores": evaluated.get("values", {}),
+            "scores": {
+                name: value if math.isfinite(value) else None
+                for name, value in evaluated.get("values", {}).items()
+            },
             "cost": {
                 "train_flops": 2
                 * self.tables.setting.work.step_macs
@@ -114,7 +118,7 @@ class Exports:
                 yield Row(**self.tables.key(cell), metric="", value=0)
 
     def write_samples(self) -> None:
-        """OUT/samples: the grids of seed 0, one an arm and round; for autoencoders the originals."""
+        """OUT/samples: the grids of seed 0, one an arm and round, and the originals."""
         if self.tables.setting.task.family == "autoencoder":
             images = self.tables.setting.images.splits["judge"][: GRID_COLUMNS * GRID_ROWS]
             (self.tables.out / "samples").mkdir(exist_ok=True)

@@ -54,7 +54,7 @@ def evaluate(
     judge_path, folder = paths
     reals = images.splits["judge"][: config["samples"]]
     latents = _latents(task, len(reals), config["sampling_seed"])
-    eye = _Eye(open_judge(config["judge"], images.name, judge_path), reals)
+    eye = _Eye(open_judge(config["judge"], images.name, judge_path, str(runtime.device)), reals)
     networks = task.networks(tuple(config["data"]["shape"]))
     prepare(networks, runtime)
     for network in networks.values():
@@ -112,22 +112,24 @@ def _kept(key: tuple[Any, ...]) -> dict[str, Any]:
     return {}
 
 
-def open_judge(spec: Mapping[str, Any] | None, data: str, path: Path | None) -> Judge | None:
+def open_judge(
+    spec: Mapping[str, Any] | None, data: str, path: Path | None, device: str = "cpu"
+) -> Judge | None:
     """The judge that a node's config names; None where nothing is sampled."""
     if spec is None:
         return None
     if spec["source"] == "inception":
         found = find_inception()
         assert found is not None
-        return _opened(found, True)
+        return _opened(found, True, device)
     chosen = path if spec["source"] == "run" else shipped_judge(data)
     assert chosen is not None
-    return _opened(chosen, False)
+    return _opened(chosen, False, device)
 
 
 @lru_cache(maxsize=2)
-def _opened(path: Path, inception: bool) -> Judge:
-    return open_inception(path) if inception else load_judge(path)
+def _opened(path: Path, inception: bool, device: str) -> Judge:
+    return open_inception(path, device=device) if inception else load_judge(path, device=device)
 
 
 def _latents(task: Task, n: int, sampling_seed: int) -> Tensor | None:

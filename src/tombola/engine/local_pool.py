@@ -29,7 +29,7 @@ FIRST = {"import": 0, "rewind": 1, "mask": 2, "evaluate": 3, "judge": 4, "train"
 
 
 class WorkerError(Exception):
-    """A fault of ours in a worker, with its traceback."""
+    """A fault of ours in a worker; its traceback is shown if TOMBOLA_DEBUG is set."""
 
 
 @dataclass
@@ -139,7 +139,9 @@ def _raise(node: Node, message: Mapping[str, Any]) -> None:
         raise kind(message["text"])
     if message["kind"] == "OSError":
         raise OSError(f"{node.label}: {message['text']}")
-    raise WorkerError(f"{node.label}: {message['text']}\n{message.get('trace', '')}")
+    if os.environ.get("TOMBOLA_DEBUG"):
+        sys.stderr.write(message.get("trace", ""))
+    raise WorkerError(f"{node.label}: {message['text']}")
 
 
 def _start(work: Work, state: _State) -> _Worker:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import UserError
+from tombola.registry import is_file_spec, split_file_spec
 
 
 def main() -> int:
@@ -46,10 +47,11 @@ def main() -> int:
                 trace=traceback.format_exc(),
             )
         except BaseException as error:
+            blame = _in_users_file(error, request["context"]["task"])
             tell(
                 event="error",
-                kind="fault",
-                text=f"{type(error).__name__}: {error}",
+                kind="ConfigError" if blame else "fault",
+                text=blame or f"{type(error).__name__}: {error}",
                 trace=traceback.format_exc(),
             )
         else:
@@ -61,6 +63,20 @@ def _listen(requests: queue.Queue[str]) -> None:
     for line in sys.stdin:
         requests.put(line)
     os._exit(0)
+
+
+def _in_users_file(error: BaseException, task: str) -> str | None:
+    """One line that names the place in the user's task where an error came from, if it did."""
+    if not is_file_spec(task):
+        return None
+    path = split_file_spec(task)[0].absolute()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).absolute() == path:
+            return (
+                f"{path.name}, line {frame.lineno}: {type(error).__name__}: {error}; "
+                "mend the task and run the same command again"
+            )
+    return None
 
 
 def _execute(request: dict[str, Any], progress: Any) -> None:

@@ -1,0 +1,53 @@
+"""On which networks, masks and images do the benchmarks run? At the paper's size, or at a toy's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tombola.registry import TASKS
+from tombola.runtime import rng, seed_everything
+from tombola.sparsity.masks import Masks, kept_count, prunable
+from tombola.sparsity.select import top
+from tombola.tasks.base import Networks, Shape, Task
+
+SIZES = ("full", "toy")
+LEVEL = 10
+"""Rounds of the masks: 89.3% of the weights cut at a rate of 0.2, where the paper's ticket is."""
+RATE = "0.2"
+TOYS = {"linear-ae": {"width": 8, "batch_size": 8}, "dcgan": {"width": 4, "batch_size": 4}}
+
+
+def task(name: str, size: str) -> Task:
+    """A registered task at the paper's size, or a toy of it that a test runs in milliseconds."""
+    kind = TASKS.load(name)
+    if size == "toy":
+        made: Task = kind(**TOYS[name])
+        return made
+    preset = {k: v for k, v in kind.presets["paper"].items() if k not in ("steps", "epochs")}
+    made = kind(**preset)
+    return made
+
+
+def shape(name: str) -> Shape:
+    """(C, H, W) of the paper's data: MNIST for the linear autoencoder, colour else."""
+    return (1, 28, 28) if name == "linear-ae" else (3, 32, 32)
+
+
+def networks(made: Task, name: str) -> Networks:
+    """New networks, the same whenever asked."""
+    seed_everything(0, "init")
+    return made.networks(shape(name))
+
+
+def masks(built: Networks, level: int = LEVEL) -> Masks:
+    """The global magnitude mask of a level on the networks as they are."""
+    pool = prunable(built)
+    total = sum(weight.numel() for weight in pool.values())
+    return top({k: w.detach().abs() for k, w in pool.items()}, kept_count(total, RATE, level))
+
+
+def images(name: str, count: int) -> Tensor:
+    """Random uint8 images (count, C, H, W), always the same: the work does not depend on them."""
+    draw = rng(0, "images")
+    return torch.randint(0, 256, (count, *shape(name)), generator=draw, dtype=torch.uint8)

@@ -1,0 +1,50 @@
+"""A process that trains: started by the benchmarks with its setting as JSON, one line a stretch.
+
+``{"task", "side": "ours" | "paper" | "dense", "precision", "size", "threads"}``. ``ours`` is the
+trainer that `tombola find` uses, with masks; ``dense`` the same without masks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import settings
+from measure import serve
+from paper_loop import PaperLoop
+from tombola.data.batches import Batches, normalise
+from tombola.runtime import Runtime
+from tombola.training.trainer import Settings, Trainer
+
+IMAGES = {"full": 4096, "toy": 64}
+STEPS = 10_000_000
+"""Total steps of the trainer's settings: more than are ever taken, so no stretch has the end."""
+
+
+def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
+    """What does one training step of a side."""
+    name, size = setting["task"], setting["size"]
+    made = settings.task(name, size)
+    built = settings.networks(made, name)
+    runtime = Runtime.open("cpu", setting["precision"], setting["threads"])
+    images = settings.images(name, IMAGES[size])
+    masks = settings.masks(built)
+    if setting["side"] == "paper":
+        torch.manual_seed(0)
+        return PaperLoop(made, built, normalise(images), masks).step
+    chosen = None if setting["side"] == "dense" else masks
+    return Trainer(
+        made,
+        built,
+        Batches(images, made.batch_size, 0),
+        Settings(runtime=runtime, seed=0, total_steps=STEPS),
+        chosen,
+    ).advance
+
+
+if __name__ == "__main__":
+    serve(stepper(json.loads(sys.argv[1])))
