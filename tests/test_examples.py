@@ -14,7 +14,6 @@ from PIL import Image
 
 import in_process
 from tombola import cli
-from tombola.engine import classifier
 
 ROOT = Path(__file__).parents[1]
 MY_GAN = ROOT / "examples" / "my_gan.py"
@@ -64,11 +63,10 @@ def check(out):
 @pytest.mark.slow
 def test_the_gan_runs_on_a_folder_of_images(squares, tmp_path, monkeypatch, capsys):
     # Its judge is trained as a run of the search; its full length would take a minute or more.
-    monkeypatch.setattr(classifier, "MIN_STEPS", 10)
     in_process.use(monkeypatch)
     out = tmp_path / "out"
     with in_process.Restored():
-        code = cli.main(words(f"folder:{squares}", out, "--set", "judge.epochs=1"))
+        code = cli.main(words(f"folder:{squares}", out, "--set", "judge.steps=10"))
     assert code == 0, capsys.readouterr().err
     check(out)
     metrics = {row["metric"] for row in csv.DictReader((out / "results.csv").open())}

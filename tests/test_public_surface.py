@@ -78,7 +78,7 @@ SECTIONS = {
         "controls",
         "seeds",
     },
-    "judge": {"samples", "sampling_seeds", "epochs"},
+    "judge": {"samples", "sampling_seeds", "steps"},
     "verdict": {"margins"},
     "run": {"workers", "threads", "device", "keep"},
 }

@@ -16,10 +16,10 @@ from tombola.data.checks import check_source
 from tombola.data.sources import save_tensor_source
 from tombola.engine import search
 from tombola.engine.judging import save_grid
-from tombola.engine.output import task_name
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.recipes import recipes
+from tombola.recipes.setting import search_chains
 from tombola.registry import TASKS, file_sha256
 from tombola.report.page import write_report
 from tombola.runtime import rng
@@ -121,7 +121,12 @@ def find_request(config: Config, data_dir: Path | None, out: Path | None, comman
     method = "+".join(config.search.method)
     out = out or search.default_out(config, data_dir, method)
     return Request(
-        config=config, data_dir=data_dir, out=out, command=command, planner=recipes.search
+        config=config,
+        data_dir=data_dir,
+        out=out,
+        command=command,
+        planner=recipes.search,
+        chains=search_chains(config),
     )
 
 
@@ -136,7 +141,12 @@ def train_request(
     if ticket is None:
         out = out or search.default_out(config, data_dir, "dense")
         return Request(
-            config=config, data_dir=data_dir, out=out, command=command, planner=recipes.dense
+            config=config,
+            data_dir=data_dir,
+            out=out,
+            command=command,
+            planner=recipes.dense,
+            chains=config.search.seeds,
         )
     manifest = read_manifest(ticket)
     sha256 = file_sha256(ticket)
@@ -156,11 +166,6 @@ def train_request(
                 f"{ticket} was found on other images (data {shown(manifest['data'])}, "
                 f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
                 f"({setting.images.sha256[:12]}...); give the data it was found on"
-            )
-        if task_name(setting) != manifest["task"]:
-            raise TicketError(
-                f"{ticket} is a ticket of task {shown(manifest['task'])}, not of "
-                f"{task_name(setting)}; give its own task"
             )
         return recipes.from_ticket(setting, facts)
 
@@ -250,9 +255,15 @@ def sample(
         if built.latent:
             made = built.sample(networks, built.latents(n, rng(seed, "sample")))
         else:
-            shape = tuple(int(v) for v in manifest["shape"])
-            images = load_images(source, shape, data_dir=data_dir)  # type: ignore[arg-type]
-            made = built.reconstruct(networks, normalise(images.splits["judge"][:n]))
+            channels, height, width = (int(v) for v in manifest["shape"])
+            images = load_images(source, (channels, height, width), data_dir=data_dir)
+            judged = images.splits["judge"]
+            if n > len(judged):
+                raise ConfigError(
+                    f"asked for {n} reconstructions, but {images.name} has {len(judged)} images "
+                    "in its judge split; ask for fewer"
+                )
+            made = built.reconstruct(networks, normalise(judged[:n]))
     pictures = to_uint8(made)
     out.mkdir(parents=True, exist_ok=True)
     paths = []

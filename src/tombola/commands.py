@@ -55,8 +55,6 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name, (section, key) in _FLAGS.items():
         value = getattr(options, name, None)
         if value is not None:
-            if name == "controls" and value == "none":
-                value = []
             tables.setdefault(section, {})[key] = value
     for text in options.set:
         name, equals, value = text.partition("=")
@@ -118,8 +116,6 @@ def do_train(options: argparse.Namespace) -> int:
             raise ConfigError(
                 "--seeds does not go with --ticket: a ticket is of one seed; leave --seeds out"
             )
-        tables.setdefault("data", {}).setdefault("name", "digits")
-        _checked(options, {k: tables[k] for k in ("task", "data")})
         config, data_dir, out = _ticket_checked(options, tables, ticket)
     from tombola import api
 
@@ -135,6 +131,11 @@ def _ticket_checked(
 
     verify_file(ticket)
     manifest = read_manifest(ticket)
+    # A name in a file may only choose among what is built in, never a file or folder to read.
+    if "name" not in tables.setdefault("data", {}) and manifest.get("data") in DATA.names():
+        tables["data"]["name"] = manifest["data"]
+    tables["data"].setdefault("name", "digits")
+    _checked(options, {k: tables[k] for k in ("task", "data")})
     if "rewind_step" not in manifest:
         raise TicketError(f"{ticket} is a model, not a ticket; give a file from OUT/tickets")
     config = ticket_config(ticket, manifest, tables)
@@ -170,9 +171,18 @@ def _carry_out(request: Request, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result.summary, sort_keys=True))
     else:
-        print(verdict_table(result.summary))
+        searched = any(row.arm == "ticket" for row in result.rows) and options.function == "do_find"
+        print(verdict_table(result.summary) if searched else _values(result))
         print(f"report: {result.out / 'report.html'}")
     return 1 if _all_diverged(result) else 0
+
+
+def _values(result: Result) -> str:
+    """What ``train`` measured, a line each."""
+    return "\n".join(
+        f"{row.arm} seed {row.seed}: {row.metric} {row.value:.6g} (n {row.n}, step {row.step})"
+        for row in result.rows
+    )
 
 
 def _all_diverged(result: Result) -> bool:

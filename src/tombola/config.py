@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain")
 CONTROLS_TO_COME = ("thin-parameters", "thin-flops", "random-channels", "dense-long")
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
+MOST = 1000
+"""More seeds, workers or threads than this are a slip of the hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class TrainSection:
                 f"both steps ({self.steps}) and epochs ({self.epochs:g}) are given; "
                 "give --steps or --epochs, not both"
             )
+        _some("train.precision", self.precision)
         for value in self.precision:
             _one_of("precision", value, PRECISIONS, to_come=("fp16",))
         _distinct("precision", self.precision)
@@ -128,6 +132,8 @@ class SearchSection:
     """Training seeds 0..seeds-1."""
 
     def __post_init__(self) -> None:
+        _some("search.method", self.method)
+        _some("search.rewind", self.rewind)
         for value in self.method:
             _one_of("method", value, METHODS, to_come=METHODS_TO_COME)
         _distinct("method", self.method)
@@ -135,7 +141,7 @@ class SearchSection:
             _one_of("control", value, CONTROLS, to_come=CONTROLS_TO_COME)
         _distinct("controls", self.controls)
         _integer("search.rounds", self.rounds, low=1)
-        _integer("search.seeds", self.seeds, low=1)
+        _integer("search.seeds", self.seeds, low=1, high=MOST)
         decimal_fraction("rate", self.rate)
         levels = [decimal_fraction("sparsity", value) for value in self.sparsity]
         if any(b <= a for a, b in itertools.pairwise(levels)):
@@ -157,13 +163,13 @@ class JudgeSection:
     """At most this many real images and as many fakes."""
     sampling_seeds: int = 3
     """How often one dense network is sampled anew to show the judge's own noise."""
-    epochs: float = 0.0
-    """Training length of a data set's own classifier; 0 = 30 epochs, at least 1,500 steps."""
+    steps: int = 0
+    """Training length of a data set's own classifier; 0 = as its recipe says, at least 1,500."""
 
     def __post_init__(self) -> None:
         _integer("judge.samples", self.samples, low=2)
         _integer("judge.sampling_seeds", self.sampling_seeds, low=1)
-        _number("judge.epochs", self.epochs, low=0.0)
+        _integer("judge.steps", self.steps, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +198,10 @@ class RunSection:
     """final, or all: every trained network and every state that was judged."""
 
     def __post_init__(self) -> None:
-        _integer("run.workers", self.workers, low=0)
-        _integer("run.threads", self.threads, low=0)
+        _integer("run.workers", self.workers, low=0, high=MOST)
+        _integer("run.threads", self.threads, low=0, high=MOST)
         _one_of("keep", self.keep, ("final", "all"))
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ConfigError(f"unknown device {self.device!r}; choose auto, cpu, cuda or cuda:0")
 
 
@@ -262,27 +267,40 @@ def _section(name: str, table: Mapping[str, Any]) -> Any:
         elif open_field is not None:
             rest[key] = value
         else:
-            raise unknown(f"key in section {name}", key, fields)
+            raise unknown(f"key of section [{name}]", key, fields)
     if open_field is not None:
         values[open_field] = rest
     return kind(**values)
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""Annotation of a field -> its type, and what it is called in an error."""
 
 
 def _coerce(name: str, value: Any, target: dataclasses.Field[Any]) -> Any:
     """A TOML or command-line value as the field's type; ConfigError names what was expected."""
     text = str(target.type)
     if text.startswith("tuple"):
-        items = value.split(",") if isinstance(value, str) else value
+        if value == "none":
+            return ()
+        # A text of networks is one set of them; several sets come as a list.
+        whole = isinstance(value, str) and name == "prune.networks"
+        items = value.split(",") if isinstance(value, str) and not whole else value
         if not isinstance(items, list | tuple):
             items = [items]
         return tuple(str(item).strip() for item in items if str(item).strip())
-    wanted = {"int": int, "float": float, "bool": bool, "str": str}[text]
+    wanted, words = _KINDS[text]
     if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{name} got {value!r}; it takes a {wanted.__name__}")
+        raise ConfigError(f"{name} got {value!r}; it takes {words}")
     return value
 
 
@@ -293,14 +311,20 @@ def _one_of(noun: str, value: str, allowed: tuple[str, ...], to_come: tuple[str,
         raise unknown(noun, value, allowed)
 
 
+def _some(name: str, values: tuple[str, ...]) -> None:
+    if not values:
+        raise ConfigError(f"{name} is empty; give at least one value")
+
+
 def _distinct(noun: str, values: tuple[str, ...]) -> None:
     if len(set(values)) < len(values):
         raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
 
 
-def _integer(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ConfigError(f"{name} got {value}; it takes a whole number of at least {low}")
+def _integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} got {value}; it takes a whole number {allowed}")
 
 
 def _number(
@@ -314,8 +338,8 @@ def _number(
         and not (open_high and value == high)
     )
     if not fine:
-        top = "" if high == math.inf else f" and below {high:g}" if open_high else f" to {high:g}"
-        raise ConfigError(f"{name} got {value!r}; it takes a number from {low:g}{top}")
+        top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
+        raise ConfigError(f"{name} got {value!r}; it takes a finite number from {low:g}{top}")
 
 
 def _plain(value: Any) -> Any:

@@ -34,10 +34,7 @@ def unknown(noun: str, name: str, known: Iterable[str], hint: str = "") -> Confi
     """The error for a name that does not exist: the nearest match first, then all that exist."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    more = f" ({hint})" if hint else ""
-    return ConfigError(
-        f"unknown {noun} {name!r}{meant} choose from: {', '.join(names)}{more}"
-        if not near
-        else f"unknown {noun} {name!r}{meant} (known: {', '.join(names)}{more})"
-    )
+    exist = ", ".join(names) + (f" ({hint})" if hint else "")
+    if near:
+        return ConfigError(f"unknown {noun} {name!r}; did you mean {near[0]}? Known: {exist}")
+    return ConfigError(f"unknown {noun} {name!r}; choose from: {exist}")

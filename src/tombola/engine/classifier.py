@@ -87,8 +87,8 @@ def train_judge(
     task = JudgeTask(recipe, images.classes if labelled else ROTATIONS)
     train = adapt(images.splits["train"], channels).contiguous()
     batches = _Labelled(train, images.labels["train"] if labelled else None, recipe.batch_size)
-    epochs = config["epochs"] or recipe.epochs
-    steps = max(MIN_STEPS, round(epochs * batches.steps_per_epoch()))
+    by_recipe = max(MIN_STEPS, round(recipe.epochs * batches.steps_per_epoch()))
+    steps = config["steps"] or by_recipe
     runtime = Runtime.open("cpu", "fp32", 1)
     seed_everything(0, "judge")
     networks = task.networks((channels, 32, 32))

@@ -132,9 +132,10 @@ def _opened(path: Path, inception: bool, device: str) -> Judge:
     return open_inception(path, device=device) if inception else load_judge(path, device=device)
 
 
-def _latents(task: Task, n: int, sampling_seed: int) -> Tensor | None:
+def _latents(task: Task, n: int, sampling_seed: int) -> Tensor:
+    """Draws from the task's prior, (n, latent); (n, 0) for a task without one."""
     if not task.latent:
-        return None
+        return torch.zeros(n, 0)
     return task.latents(n, rng(LATENT_SEED, "judge-latents", sampling_seed))
 
 
@@ -142,7 +143,7 @@ def _measure(
     task: Task,
     networks: Networks,
     reals: Tensor,
-    latents: Tensor | None,
+    latents: Tensor,
     eye: _Eye,
     runtime: Runtime,
 ) -> tuple[dict[str, float], Tensor]:
@@ -152,12 +153,12 @@ def _measure(
     with torch.no_grad():
         for start in range(0, len(reals), BATCH):
             images = normalise(reals[start : start + BATCH].to(runtime.device))
-            z = None if latents is None else latents[start : start + BATCH].to(runtime.device)
-            row = {} if z is None else dict(task.judge_loss(networks, images, z))
+            z = latents[start : start + BATCH].to(runtime.device)
+            row = dict(task.judge_loss(networks, images, z))
             if task.family != "gan":
                 again = task.reconstruct(networks, images)
                 row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
-            made.append(to_uint8(again if z is None else task.sample(networks, z)).cpu())
+            made.append(to_uint8(task.sample(networks, z) if task.latent else again).cpu())
             for name, value in row.items():
                 parts.setdefault(name, []).append(value.double().cpu())
     fakes = torch.cat(made)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tombola.engine import local_pool
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved
 from tombola.engine.stages import Context
-from tombola.errors import ConfigError
+from tombola.errors import ConfigError, UserError
 from tombola.recipes.recipes import Plan
 from tombola.recipes.setting import Setting, resolve
 from tombola.registry import is_file_spec
@@ -60,6 +61,8 @@ class Request:
     out: Path
     command: str
     planner: Callable[[Setting], Plan]
+    chains: int = 1
+    """How many trainings can be under way at once."""
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """SHA-256 -> path of ticket files that are taken in."""
 
@@ -91,7 +94,7 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
     """Resolve a request against what its folder has already, and plan its runs."""
     earlier = read_earlier(request.out)
     config = inherit(request.config, earlier)
-    setting = resolve(config, request.data_dir)
+    setting = resolve(config, request.data_dir, request.chains)
     if earlier is not None:
         refuse_changes(earlier, resolved(setting, request.command), request.out)
     return setting, request.planner(setting)
@@ -100,7 +103,7 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
 def run(request: Request, progress: Progress | None = None) -> Result:
     """Carry a request out and write its folder; a second call reuses every run that is whole."""
     progress = progress or Progress()
-    with locked(request.out) as lock:
+    with untouched_if_refused(request.out), locked(request.out) as lock:
         setting, plan = prepare(request)
         store = Store(request.out / "store")
         store.folder.mkdir(exist_ok=True)
@@ -140,6 +143,27 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         return Result(request.out, summary, list(output.rows()))
 
 
+@contextlib.contextmanager
+def untouched_if_refused(out: Path, *given: Path) -> Iterator[None]:
+    """If the search in the block is refused before it began, what it made is taken away again.
+
+    That is the folder, its parents and its lock, and the files ``given``, where they were not there
+    before.
+    """
+    folders = [place for place in (out, *out.parents) if not place.exists()]
+    files = [path for path in (out / ".lock", *given) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if not (out / "config.json").exists():
+            with contextlib.suppress(OSError):
+                for path in files:
+                    path.unlink(missing_ok=True)
+                for folder in folders:
+                    folder.rmdir()
+        raise
+
+
 def context_fields(request: Request, setting: Setting, store: Store) -> dict[str, Any]:
     """The plain fields of stages.Context."""
     config = setting.config
@@ -172,15 +196,18 @@ def read_earlier(out: Path) -> dict[str, Any] | None:
     """The ``config.json`` of an earlier call, if there is one."""
     path = out / "config.json"
     try:
-        earlier = json.loads(path.read_text("utf-8"))
+        earlier: dict[str, Any] = json.loads(path.read_text("utf-8"))
         build(earlier["config"])
+        for section, key in (("config", "run"), ("resolved", "data_sha256")):
+            _ = earlier[section][key]
+        _ = earlier["config"]["run"]["threads"], earlier["config"]["run"]["device"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}); choose another folder with --out, or delete this one"
+            f"{path} of an earlier call cannot be used ({type(error).__name__}: {error}); "
+            "choose another folder with --out, or delete this one"
         ) from error
-    assert isinstance(earlier, dict)
     return earlier
 
 

@@ -23,7 +23,7 @@ from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier
 from tombola.engine.judging import evaluate
-from tombola.errors import DivergedError
+from tombola.errors import ConfigError, DivergedError, UserError
 from tombola.recipes.recipes import judged_steps
 from tombola.registry import CRITERIA, TASKS
 from tombola.runs.plan import Node
@@ -126,10 +126,8 @@ def mask(node: Node, context: Context) -> None:
     among: Masks | None = None
     if "previous" in node.parents:
         among = load_ticket(store.path(node.parents["previous"]) / "ticket.safetensors").masks
-    name = config["criterion"]["name"]
-    criterion = CRITERIA.load(name if name in CRITERIA.names() else context_criterion(context))
     start = time.perf_counter()
-    scores = criterion(dict(pool), None, among, config["seed"])
+    scores = _scores(context, pool, among, config["seed"])
     masks = top(scores, config["keep"], among)
     seconds = time.perf_counter() - start
     weights = _network_state(
@@ -139,10 +137,27 @@ def mask(node: Node, context: Context) -> None:
     _commit(node, context, {"seconds": seconds})
 
 
-def context_criterion(context: Context) -> str:
-    """The path/to/file.py:NAME of a user's criterion."""
+def _scores(
+    context: Context, pool: Mapping[str, Tensor], among: Masks | None, seed: int
+) -> dict[str, Tensor]:
+    """A criterion's scores of the pool; ConfigError if a user's criterion fails or scores less."""
     assert context.inputs is not None
-    return context.inputs["criterion"]
+    name = context.inputs["criterion"]
+    try:
+        scores = CRITERIA.load(name)(dict(pool), None, among, seed)
+        fits = {k: v.shape for k, v in scores.items()} == {k: v.shape for k, v in pool.items()}
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"criterion {name} failed: {type(error).__name__}: {error}; mend it and run again"
+        ) from error
+    if not fits:
+        raise ConfigError(
+            f"criterion {name} must return one score for every weight it is given, by the same "
+            f"names and shapes ({', '.join(pool)}); mend it and run again"
+        )
+    return dict(scores)
 
 
 def train(node: Node, context: Context) -> None:

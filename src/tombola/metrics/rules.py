@@ -39,8 +39,8 @@ _RULES: dict[str, Rule] = {
 
 
 def register_rule(kind: str, rule: Rule) -> None:
-    """Give a metric of one's own a direction and a margin; ConfigError if the kind has them."""
-    if kind in _RULES:
+    """Give a metric of one's own a direction and a margin; ConfigError if it has others."""
+    if _RULES.get(kind, rule) != rule:
         raise ConfigError(f"metric {kind!r} has a rule already; choose another name")
     _RULES[kind] = rule
 

@@ -94,13 +94,15 @@ def search(setting: Setting) -> Plan:
 
 def dense(setting: Setting) -> Plan:
     """The graph of ``tombola train``: the dense network of every seed, judged."""
-    arm = Arm(
-        method="dense", networks="all", rewind="0it", precision=setting.config.train.precision[0]
-    )
-    plan = Plan(graph=Graph(), arms=[arm])
+    arms = [
+        Arm(method="dense", networks="all", rewind="0it", precision=precision)
+        for precision in setting.config.train.precision
+    ]
+    plan = Plan(graph=Graph(), arms=arms)
     judge = _judge(setting, plan.graph)
     for seed in range(setting.config.search.seeds):
-        _Chain(setting, plan, arm, seed, judge).dense_cell()
+        for arm in arms:
+            _Chain(setting, plan, arm, seed, judge).dense_cell()
     return plan
 
 
@@ -110,18 +112,22 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
     ``ticket``: sha256 of the file, and method, networks, rewind, rewind_step, seed and round from
     its manifest.
     """
-    arm = Arm(
-        method=str(ticket["method"]),
-        networks=str(ticket["networks"]),
-        rewind=str(ticket["rewind"]),
-        precision=setting.config.train.precision[0],
-    )
-    plan = Plan(graph=Graph(), arms=[arm])
+    arms = [
+        Arm(
+            method=str(ticket["method"]),
+            networks=str(ticket["networks"]),
+            rewind=str(ticket["rewind"]),
+            precision=precision,
+        )
+        for precision in setting.config.train.precision
+    ]
+    plan = Plan(graph=Graph(), arms=arms)
     judge = _judge(setting, plan.graph)
-    chain = _Chain(setting, plan, arm, int(ticket["seed"]), judge)
-    chain.rewind_steps = int(ticket["rewind_step"])
     taken = plan.graph.add(Node("import", {"sha256": ticket["sha256"]}, label="take the ticket in"))
-    chain.trained("ticket", int(ticket["round"]), taken, ())
+    for arm in arms:
+        chain = _Chain(setting, plan, arm, int(ticket["seed"]), judge)
+        chain.rewind_steps = int(ticket["rewind_step"])
+        chain.trained("ticket", int(ticket["round"]), taken, ())
     return plan
 
 
@@ -283,10 +289,11 @@ def _judge(setting: Setting, graph: Graph) -> str | None:
         return None
     config = {
         "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},
-        "epochs": setting.config.judge.epochs,
+        "steps": setting.config.judge.steps,
         "classes": setting.images.classes,
     }
-    return graph.add(Node("judge", config, {}, "judge's classifier", 1500))
+    steps = setting.config.judge.steps or 1500
+    return graph.add(Node("judge", config, {}, "judge's classifier", steps))
 
 
 def _resample(setting: Setting, plan: Plan, judge: str | None) -> None:

@@ -18,6 +18,7 @@ from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import find_inception, shipped_judge
+from tombola.metrics.rules import rule_of
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
 from tombola.runtime import PRECISIONS, Runtime, resolve_device, rng, seed_everything
 from tombola.sparsity.masks import kept_at, kept_count, prunable
@@ -133,13 +134,28 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
         )
     preset = dict(kind.presets.get(config.task.preset, {}))
     length: dict[str, Any] = {k: preset.pop(k) for k in ("steps", "epochs") if k in preset}
-    return kind(**{**preset, **config.task.options}), length
+    try:
+        task = kind(**{**preset, **config.task.options})
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{config.task.name} cannot be made: {type(error).__name__}: {_first_line(error)}; "
+            "mend the task or its options"
+        ) from error
+    if task.batch_size < 1:
+        raise ConfigError(f"task option 'batch_size' is {task.batch_size}; it must be 1 or more")
+    return task, length
 
 
-def resolve(config: Config, data_dir: Path | None) -> Setting:
-    """Load task and data, try one small step, and fill in every number; UserError if any is off."""
+def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
+    """Load task and data, try one small step, and fill in every number; UserError if any is off.
+
+    ``chains``: how many trainings can be under way at once, which decides the default workers.
+    """
     resolve_device(config.run.device)
     task, length = make_task(config)
+    rule_of("", config.verdict.margins)  # refuses a margin of a metric that has no rule
     channels = native_channels(config.data.name, data_dir)
     shape = task.image_shape(channels)
     images = load_images(
@@ -153,7 +169,7 @@ def resolve(config: Config, data_dir: Path | None) -> Setting:
     draws = sum(turn.repeats for turn in task.turns if turn.images)
     batches = Batches(images.splits["train"], task.batch_size, 0, torch.device("cpu"))
     epoch_steps = batches.steps_per_epoch(max(1, draws))
-    workers, threads = processes(config)
+    workers, threads = processes(config, chains)
     setting = Setting(
         config=config,
         task=task,
@@ -198,15 +214,18 @@ def training_steps(config: Config, length: Mapping[str, Any], epoch_steps: int) 
     return steps or max(1, round(epochs * epoch_steps))
 
 
-def processes(config: Config) -> tuple[int, int]:
+def processes(config: Config, chains: int) -> tuple[int, int]:
     """(workers, threads of each): as many as there are chains up to the cores, which they share."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = config.run.workers or max(1, min(cores or 1, chains))
+    return workers, config.run.threads or max(1, (cores or 1) // workers)
+
+
+def search_chains(config: Config) -> int:
+    """How many trainings of a search can be under way at once: its seeds, arms and controls."""
     search = config.search
-    chains = search.seeds * max(1, len(search.controls)) * len(search.method)
-    workers = config.run.workers or max(1, min(cores, chains))
-    return workers, config.run.threads or max(1, cores // workers)
+    arms = len(search.method) * len(search.rewind) * len(config.prune.networks)
+    return search.seeds * arms * len(config.train.precision) * max(1, len(search.controls))
 
 
 def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
@@ -235,6 +254,9 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             "return a dict of modules by name"
         )
     images = torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
+    batches = Batches(torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8), PROBE_SAMPLES, 0)
+    settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
+    _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
     macs = 0
     for turn in task.turns:
 
@@ -298,11 +320,14 @@ def _guard(task: Task, method: str, call: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
         raise ConfigError(
-            f"{type(task).__name__}.{method} failed: {type(error).__name__}: {first}; "
-            "mend the task or the size it is given"
+            f"{type(task).__name__}.{method} failed: {type(error).__name__}: {_first_line(error)}; "
+            "mend the task or the options it is given"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def seconds_per_step(setting: Setting, budget_seconds: float = 1.0) -> float:

@@ -63,16 +63,6 @@ class Graph:
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def chains(self) -> int:
-        """How many nodes can be under way at once at most: the widest set of equal depth."""
-        depth: dict[str, int] = {}
-        for node in self:
-            depth[node.hash] = 1 + max((depth[p] for p in node.parents.values()), default=0)
-        widths: dict[int, int] = {}
-        for value in depth.values():
-            widths[value] = widths.get(value, 0) + 1
-        return max(widths.values(), default=0)
-
     def missing(self, done: Iterable[str]) -> list[Node]:
         """Nodes that are not done, parents first."""
         finished = set(done)
