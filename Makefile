@@ -20,7 +20,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
-DEMO ?= linear-ae --data digits --rate 0.4 --rounds 6 --out runs/demo
+DEMO ?= linear-ae --data digits --rounds 4 --rate 0.5 --seeds 8 --out runs/demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

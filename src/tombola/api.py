@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from tombola.config import Config, build
+from tombola.data.batches import normalise, to_uint8
 from tombola.data.checks import check_source
-from tombola.data.sources import save_tensor_source
+from tombola.data.sources import load_images, native_channels, save_tensor_source
 from tombola.engine import search
-from tombola.engine.judging import save_grid
+from tombola.engine.judging import BATCH, save_grid
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.recipes import recipes
-from tombola.recipes.setting import search_chains
-from tombola.registry import TASKS, file_sha256
+from tombola.recipes.setting import Setting, make_task, search_chains, task_class
+from tombola.registry import DATA, TASKS, file_sha256
 from tombola.report.page import write_report
 from tombola.runtime import rng
+from tombola.sparsity.inspection import registered_task
 from tombola.sparsity.layout import shown
+from tombola.sparsity.names import plain_state
 from tombola.sparsity.tickets import load_model_file, read_manifest
-from tombola.tasks.base import Task
+from tombola.tasks.base import Shape, Task
 from tombola.training.trainer import load_weights
 
 FIND_KEYS = {
@@ -66,7 +69,7 @@ def find(
     method, rewind, prune, controls, epochs, steps, precision, preset, workers, threads, device,
     keep. ``settings``: tables as in a config file. UserError for bad input.
     """
-    tables: dict[str, dict[str, Any]] = {k: dict(v) for k, v in (settings or {}).items()}
+    tables = _tables(settings)
     for name, value in options.items():
         if name not in FIND_KEYS:
             raise ConfigError(
@@ -77,25 +80,38 @@ def find(
         value = str(value) if name == "rate" else value
         tables.setdefault(FIND_KEYS[name], {})[key] = value
     tables.setdefault("task", {})["name"] = task_spec(task)
+    build(tables)  # refuses names and numbers before images are written
     folder = None if out is None else Path(out)
-    if not isinstance(data, str):
-        data = _tensor_source(data, folder or Path("runs"))
-    tables.setdefault("data", {})["name"] = data
-    request = find_request(
-        build(tables),
-        Path(data_dir) if data_dir else None,
-        folder,
-        f"tombola.find({task_spec(task)!r})",
-    )
-    return carry_out(request, progress)
+    place = folder or Path("runs")
+    made = search.absent(place)
+    with search.gone_if_refused(place, made):
+        if not isinstance(data, str):
+            data = _tensor_source(data, place, made)
+        tables.setdefault("data", {})["name"] = data
+        where = Path(data_dir) if data_dir else None
+        command = f"tombola.find({task_spec(task)!r})"
+        return carry_out(find_request(build(tables), where, folder, command), progress)
 
 
-def _tensor_source(data: Any, folder: Path) -> str:
+def _tables(settings: Any) -> dict[str, dict[str, Any]]:
+    """Copies of the caller's config tables; ConfigError for what are none."""
+    given = {} if settings is None else settings
+    if not isinstance(given, Mapping) or not all(isinstance(v, Mapping) for v in given.values()):
+        raise ConfigError(
+            f"settings got {settings!r}; give a dict of sections, each a dict of keys"
+        )
+    return {str(name): dict(table) for name, table in given.items()}
+
+
+def _tensor_source(data: Any, folder: Path, made: list[Path]) -> str:
     """Images given from Python as a file under a name made from their content."""
     temporary = folder / f".data-{os.getpid()}.safetensors"
     save_tensor_source(data, temporary)
     name = f"data-{check_source(f'tensor:{temporary}').removeprefix('tensor-')}.safetensors"
-    return f"tensor:{temporary.replace(folder / name)}"
+    target = folder / name
+    if not target.exists():
+        made.insert(0, target)
+    return f"tensor:{temporary.replace(target)}"
 
 
 def task_spec(task: str | type[Task]) -> str:
@@ -149,6 +165,9 @@ def train_request(
             chains=config.search.seeds,
         )
     manifest = read_manifest(ticket)
+    channels = native_channels(config.data.name, data_dir)
+    task, _ = make_task(config)
+    check_fit(ticket, task, task.image_shape(channels), manifest["shapes"])
     sha256 = file_sha256(ticket)
     facts = {
         "sha256": sha256,
@@ -160,13 +179,8 @@ def train_request(
         "round": manifest["round"],
     }
 
-    def planner(setting: Any) -> recipes.Plan:
-        if setting.images.sha256 != manifest["data_hash"]:
-            raise TicketError(
-                f"{ticket} was found on other images (data {shown(manifest['data'])}, "
-                f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
-                f"({setting.images.sha256[:12]}...); give the data it was found on"
-            )
+    def planner(setting: Setting) -> recipes.Plan:
+        _check_ticket(ticket, manifest, setting)
         return recipes.from_ticket(setting, facts)
 
     out = out or search.default_out(config, data_dir, f"ticket-{sha256[:8]}")
@@ -178,6 +192,26 @@ def train_request(
         planner=planner,
         inputs={sha256: str(ticket.absolute())},
     )
+
+
+def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -> None:
+    """TicketError unless a ticket fits the data and the training of a resolved config."""
+    if setting.images.sha256 != manifest["data_hash"]:
+        raise TicketError(
+            f"{ticket} was found on other images (data {shown(manifest['data'])}, "
+            f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
+            f"({setting.images.sha256[:12]}...); give the data it was found on"
+        )
+    if not 0 <= manifest["rewind_step"] < setting.steps:
+        raise TicketError(
+            f"{ticket} begins at step {manifest['rewind_step']}, but the training has "
+            f"{setting.steps} steps; train longer"
+        )
+    if not 1 <= manifest["round"] <= len(setting.levels):
+        raise TicketError(
+            f"{ticket} is of round {manifest['round']}, but its search has "
+            f"{len(setting.levels)} levels; take a ticket written by tombola find"
+        )
 
 
 def carry_out(request: Request, progress: Progress | None = None) -> Result:
@@ -204,24 +238,21 @@ def model_networks(
     task: str | type[Task] | None,
 ) -> tuple[Task, dict[str, nn.Module]]:
     """(task, networks in eval mode) of a model file that was read."""
-    name = manifest.get("task")
     if task is None:
-        if not isinstance(name, str) or name not in TASKS.names():
-            raise TicketError(
-                f"{path} is a model of task {shown(name)}, which is not registered; "
-                "say with --task path/to/file.py:Class which code builds it"
-            )
-        task = name
-    kind = TASKS.load(task) if isinstance(task, str) else task
+        task = registered_task(path, manifest)
+    kind = task_class(task) if isinstance(task, str) else task
     stored = manifest.get("config")
-    options = dict(stored.get("task", {})) if isinstance(stored, Mapping) else {}
+    options = stored.get("task") if isinstance(stored, Mapping) else None
+    options = options if isinstance(options, Mapping) else {}
     allowed = kind.options()
     try:
-        built = kind(**{k: v for k, v in options.items() if k in allowed and k != "name"})
+        built = kind(**{k: v for k, v in options.items() if k in allowed})
         channels, height, width = (int(v) for v in manifest["shape"])
-        networks = built.networks((channels, height, width))
+        shape = (channels, height, width)
+        check_fit(path, built, shape, {name: list(v.shape) for name, v in weights.items()})
+        networks = built.networks(shape)
         load_weights(networks, weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise TicketError(
             f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
             "give the task it was trained with"
@@ -229,6 +260,33 @@ def model_networks(
     for network in networks.values():
         network.eval()
     return built, networks
+
+
+def check_fit(
+    path: str | Path, task: Task, shape: Shape, stored: Mapping[str, Sequence[int]]
+) -> None:
+    """TicketError unless the tensors of a file are those of the task, by name and shape.
+
+    Asked before memory is taken, as the sizes come from the file: the networks are only sketched.
+    """
+    try:
+        with torch.device("meta"):
+            sketch = task.networks(shape)
+    except (NotImplementedError, RuntimeError):
+        return  # some networks cannot be made without numbers; loading them checks the rest
+    wanted = {
+        f"{name}.{key}": list(tensor.shape)
+        for name, network in sketch.items()
+        for key, tensor in plain_state(network).items()
+    }
+    for key in [*wanted, *stored]:
+        want, have = wanted.get(key), stored.get(key)
+        if want is None or have is None or list(have) != want:
+            raise TicketError(
+                f"{path} does not fit task {type(task).__name__}: {shown(key)} is "
+                f"{shown(have or 'not')} in the file and {want or 'not'} in the networks; "
+                "give the task, data and options it was made with"
+            )
 
 
 def sample(
@@ -245,26 +303,22 @@ def sample(
 
     Autoencoders have no prior: they reconstruct the first ``n`` images of ``data``'s judge split.
     """
-    from tombola.data.batches import normalise, to_uint8
-    from tombola.data.sources import load_images
-
     weights, manifest = load_model_file(path)
     built, networks = model_networks(path, weights, manifest, task)
-    source = data or str(manifest.get("data", ""))
+    if built.latent:
+        given = built.latents(n, rng(seed, "sample"))
+    else:
+        given = _judge_images(path, manifest, n, data, data_dir)
+    parts = []
     with torch.no_grad():
-        if built.latent:
-            made = built.sample(networks, built.latents(n, rng(seed, "sample")))
-        else:
-            channels, height, width = (int(v) for v in manifest["shape"])
-            images = load_images(source, (channels, height, width), data_dir=data_dir)
-            judged = images.splits["judge"]
-            if n > len(judged):
-                raise ConfigError(
-                    f"asked for {n} reconstructions, but {images.name} has {len(judged)} images "
-                    "in its judge split; ask for fewer"
-                )
-            made = built.reconstruct(networks, normalise(judged[:n]))
-    pictures = to_uint8(made)
+        for part in torch.split(given, BATCH):
+            made = (
+                built.sample(networks, part)
+                if built.latent
+                else built.reconstruct(networks, normalise(part))
+            )
+            parts.append(to_uint8(made))
+    pictures = torch.cat(parts)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, picture in enumerate(pictures):
@@ -272,3 +326,25 @@ def sample(
         save_grid(paths[-1], picture[None], columns=1)
     save_grid(out / "grid.png", pictures[:64])
     return [*paths, out / "grid.png"]
+
+
+def _judge_images(
+    path: Path, manifest: Mapping[str, Any], n: int, data: str, data_dir: Path | None
+) -> Tensor:
+    """The first ``n`` judge images that a model is to reconstruct, uint8 (N, C, H, W)."""
+    name = manifest.get("data")
+    if not data and name not in DATA.names():
+        # Only the caller's words may lead to files: the model's own name for its data does not.
+        raise ConfigError(
+            f"{path} reconstructs images, and its own ({shown(name)}) have no registered name; "
+            "say with --data which to take"
+        )
+    channels, height, width = (int(v) for v in manifest["shape"])
+    images = load_images(data or str(name), (channels, height, width), data_dir=data_dir)
+    judged = images.splits["judge"]
+    if n > len(judged):
+        raise ConfigError(
+            f"--n got {n}, but {images.name} has {len(judged)} judge images to reconstruct; "
+            f"ask for at most {len(judged)}"
+        )
+    return judged[:n]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import shlex
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TOMBOLA_DEBUG"):
             raise
-        text = f"{type(error).__name__}: {error} (this is a fault of Tombola; set TOMBOLA_DEBUG=1 "
+        # The first line: a worker's error goes on with its traceback, which TOMBOLA_DEBUG shows.
+        first = (str(error).splitlines() or [""])[0]
+        text = f"{type(error).__name__}: {first} (this is a fault of Tombola; set TOMBOLA_DEBUG=1 "
         return _fail(text + "to see where, and report it)", FAULT)
 
 
@@ -87,7 +90,10 @@ def _os_error(error: OSError) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print("error: " + " ".join(text.split()), file=sys.stderr)
+    """Print one line; what could steer a terminal in a name or a file's text is escaped."""
+    line = " ".join(text.split())
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"error: {safe}", file=sys.stderr)
     return code
 
 
@@ -106,17 +112,33 @@ def _run(arguments: list[str]) -> int:
     parser, commands = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise unknown("command", arguments[0], commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        name = getattr(options, "command", None)
+        raise _superfluous(rest[0], commands[name] if name else parser)
     if "function" not in options:
         parser.print_help()
         return DONE
+    options.words = shlex.join(["tombola", *arguments])
     from tombola import commands as does
 
     code: int = getattr(does, options.function)(options)
     return code
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+def _superfluous(word: str, parser: argparse.ArgumentParser) -> ConfigError:
+    """The error for a word that a command does not take; a slip in an option gets the nearest."""
+    kind = "option" if word.startswith("-") else "word"
+    known = [*parser._option_string_actions] if kind == "option" else []
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(
+        f"{parser.prog} does not take the {kind} {word!r}; {meant}"
+        f"{parser.prog} --help lists what is allowed"
+    )
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog="tombola",
         description="Draws winning lottery tickets from deep generative models.",
@@ -127,7 +149,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         made = sub.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.set_defaults(function=f"do_{name}")
+        made.set_defaults(function=f"do_{name}", command=name)
         return made
 
     _add_find(command("find", "Search winning tickets and prove them with a report."))
@@ -155,7 +177,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     doctor = command("doctor", "Device, versions, data and judge files: found or missing.")
     doctor.add_argument("--data-dir", metavar="DIR")
     doctor.add_argument("--json", action="store_true")
-    return parser, [*sub.choices]
+    return parser, dict(sub.choices)
 
 
 def _add_task_option(parser: argparse.ArgumentParser) -> None:

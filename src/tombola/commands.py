@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from tombola import config as configs
 from tombola import values
 from tombola.config import Config
-from tombola.data.checks import check_source
-from tombola.errors import ConfigError, TicketError
-from tombola.registry import DATA, TASKS
+from tombola.data.checks import check_source, data_root
+from tombola.errors import ConfigError
+from tombola.metrics.rules import rule_of
+from tombola.registry import DATA, TASKS, is_file_spec
 
 if TYPE_CHECKING:
     from tombola.engine.search import Request, Result
 
+_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""Where Linux shows a driver that torch's CUDA may use: NVIDIA's, that of WSL, ROCm's."""
 _FLAGS = {
     "task": ("task", "name"),
     "preset": ("task", "preset"),
@@ -47,11 +50,7 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The tables that the words of a command give: config file, then flags, then ``--set``."""
     tables: dict[str, dict[str, Any]] = {}
     if options.config is not None:
-        tables = {
-            k: dict(v)
-            for k, v in values.read_toml(Path(options.config)).items()
-            if isinstance(v, dict)
-        }
+        tables = values.read_toml(Path(options.config))
     for name, (section, key) in _FLAGS.items():
         value = getattr(options, name, None)
         if value is not None:
@@ -59,7 +58,7 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for text in options.set:
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
-        if not equals or not dot or not key:
+        if not equals or not dot or not section or not key:
             raise ConfigError(
                 f"--set got {text!r}; write it as section.key=value, such as task.width=16"
             )
@@ -82,15 +81,19 @@ def data_dir_of(options: argparse.Namespace) -> Path | None:
     return Path(given) if given else None
 
 
-def check_out(out: Path) -> None:
-    """ConfigError if a folder cannot be there because a file is."""
+def checked_out(text: str) -> Path:
+    """The folder of ``--out``; ConfigError if it cannot be there because a file is."""
+    if not text:
+        raise ConfigError("--out is empty; give a folder")
+    out = Path(text)
     for place in (out, *out.parents):
         if place.exists():
             if not place.is_dir():
                 raise ConfigError(f"--out {out}: {place} is a file; give a folder")
             if not os.access(place, os.W_OK):
                 raise ConfigError(f"cannot write to {place}; choose another folder with --out")
-            return
+            break
+    return out
 
 
 def do_find(options: argparse.Namespace) -> int:
@@ -99,8 +102,8 @@ def do_find(options: argparse.Namespace) -> int:
     config, data_dir, out = _checked(options, tables)
     from tombola import api
 
-    request = api.find_request(config, data_dir, out, _command())
-    return _dry_run(request) if options.dry_run else _carry_out(request, options)
+    request = api.find_request(config, data_dir, out, options.words)
+    return _dry_run(request, options) if options.dry_run else _carry_out(request, options)
 
 
 def do_train(options: argparse.Namespace) -> int:
@@ -119,28 +122,28 @@ def do_train(options: argparse.Namespace) -> int:
         config, data_dir, out = _ticket_checked(options, tables, ticket)
     from tombola import api
 
-    request = api.train_request(config, data_dir, out, _command(), ticket)
-    return _dry_run(request) if options.dry_run else _carry_out(request, options)
+    request = api.train_request(config, data_dir, out, options.words, ticket)
+    return _dry_run(request, options) if options.dry_run else _carry_out(request, options)
 
 
 def _ticket_checked(
     options: argparse.Namespace, tables: dict[str, dict[str, Any]], ticket: Path
 ) -> tuple[Config, Path | None, Path | None]:
-    from tombola.sparsity.container import read_manifest, verify_file
+    from tombola.sparsity.container import read_header, verify_file
+    from tombola.sparsity.layout import TICKET_FORMAT, expect
     from tombola.tickets_config import ticket_config
 
+    header = read_header(ticket)
+    expect(header, TICKET_FORMAT)
     verify_file(ticket)
-    manifest = read_manifest(ticket)
+    manifest = header.manifest
     # A name in a file may only choose among what is built in, never a file or folder to read.
     if "name" not in tables.setdefault("data", {}) and manifest.get("data") in DATA.names():
         tables["data"]["name"] = manifest["data"]
     tables["data"].setdefault("name", "digits")
-    _checked(options, {k: tables[k] for k in ("task", "data")})
-    if "rewind_step" not in manifest:
-        raise TicketError(f"{ticket} is a model, not a ticket; give a file from OUT/tickets")
+    _, data_dir, out = _checked(options, tables)
     config = ticket_config(ticket, manifest, tables)
-    data_dir = data_dir_of(options)
-    out = None if options.out is None else Path(options.out)
+    check_device(config.run.device)
     return config, data_dir, out
 
 
@@ -151,15 +154,20 @@ def _checked(
     config = configs.build(tables)
     data_dir = data_dir_of(options)
     check_source(config.data.name, data_dir)
-    out = None if options.out is None else Path(options.out)
-    if out is not None:
-        check_out(out)
-    if config.run.device.startswith("cuda") and not Path("/proc/driver/nvidia").exists():
-        raise ConfigError(
-            f"device {config.run.device!r} is not there (no CUDA driver found); "
-            "use --device cpu or auto"
-        )
+    if not is_file_spec(config.task.name):  # a user's file may bring rules of its own
+        rule_of("", config.verdict.margins)
+    check_device(config.run.device)
+    out = None if options.out is None else checked_out(options.out)
     return config, data_dir, out
+
+
+def check_device(name: str) -> None:
+    """ConfigError if CUDA is asked for and this machine has no driver for it."""
+    if name.startswith("cuda") and sys.platform == "linux":
+        if not any(Path(place).exists() for place in _DRIVERS):
+            raise ConfigError(
+                f"device {name!r} is not there (no CUDA driver found); use --device cpu or auto"
+            )
 
 
 def _carry_out(request: Request, options: argparse.Namespace) -> int:
@@ -186,7 +194,7 @@ def _values(result: Result) -> str:
 
 
 def _all_diverged(result: Result) -> bool:
-    """Whether no seed's dense run, or first ticket, came to an end."""
+    """Whether no training came to an end; says so."""
     if not any(row.metric not in ("diverged", "not-run") for row in result.rows):
         print(
             "error: every seed diverged; lower task.learning_rate with --set and run again",
@@ -196,10 +204,14 @@ def _all_diverged(result: Result) -> bool:
     return False
 
 
-def _dry_run(request: Request) -> int:
+def _dry_run(request: Request, options: argparse.Namespace) -> int:
     from tombola.dry_run import describe
 
-    print(describe(request), end="")
+    tables, notes = describe(request)
+    if options.json:
+        print(json.dumps({"config": tables, "notes": notes}, sort_keys=True))
+    else:
+        print(values.to_toml(tables) + "".join(f"# {line}\n" for line in notes), end="")
     return 0
 
 
@@ -207,13 +219,17 @@ def do_sample(options: argparse.Namespace) -> int:
     """``tombola sample``."""
     if options.n < 1:
         raise ConfigError(f"--n got {options.n}; it takes a whole number of at least 1")
-    out = Path(options.out)
-    check_out(out)
-    from tombola.sparsity.container import verify_file
+    out = checked_out(options.out)
+    from tombola.sparsity.container import read_header, verify_file
+    from tombola.sparsity.inspection import registered_task
+    from tombola.sparsity.layout import MODEL_FORMAT, expect
 
+    header = read_header(options.file)
+    expect(header, MODEL_FORMAT)
     verify_file(options.file)
-    if options.task is not None:
-        TASKS.check(options.task)
+    TASKS.check(options.task or registered_task(options.file, header.manifest))
+    if options.data is not None:
+        check_source(options.data, data_dir_of(options))
     from tombola import api
 
     paths = api.sample(
@@ -249,9 +265,15 @@ def do_verify(options: argparse.Namespace) -> int:
 
 def do_report(options: argparse.Namespace) -> int:
     """``tombola report``."""
+    out = Path(options.dir)
+    if not (out / "config.json").is_file():  # told before the page's plots are imported
+        what = "has no config.json" if out.is_dir() else "is no directory"
+        raise ConfigError(
+            f"{options.dir!r} {what}; give the directory that tombola find or train wrote"
+        )
     from tombola.report.page import write_report
 
-    print(write_report(Path(options.dir)))
+    print(write_report(out))
     return 0
 
 
@@ -292,14 +314,10 @@ def _metric_names() -> list[str]:
 
 def do_doctor(options: argparse.Namespace) -> int:
     """``tombola doctor``."""
+    if options.data_dir is not None:
+        data_root(Path(options.data_dir))
     from tombola.doctor import examine, lines
 
     found = examine(data_dir_of(options))
     print(json.dumps(found, sort_keys=True) if options.json else lines(found))
     return 0
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["tombola", *sys.argv[1:]])

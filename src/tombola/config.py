@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
@@ -55,12 +56,10 @@ class DataSection:
     def __post_init__(self) -> None:
         if not self.name.startswith(("folder:", "tensor:")):
             if not is_file_spec(self.name) and self.name not in DATA.names():
-                raise unknown(
-                    "data source",
-                    self.name,
-                    [*DATA.names(), "folder:PATH"],
-                    "or path/to/file.py:NAME",
-                )
+                hint = "or path/to/file.py:NAME"
+                if Path(self.name).is_dir():
+                    hint = f"for the images in that folder give folder:{self.name}"
+                raise unknown("data source", self.name, [*DATA.names(), "folder:PATH"], hint)
             DATA.check(self.name)
 
 

@@ -1,9 +1,10 @@
-"""What a search would do: its config as TOML, its graph, and estimates, as comments around it."""
+"""What a search would do: its config, its graph, and what it would take in time and disk."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 from tombola.engine.output import resolved
 from tombola.engine.search import Request, prepare
@@ -11,20 +12,19 @@ from tombola.metrics.statistics import seeds_for_margin
 from tombola.recipes.recipes import Plan
 from tombola.recipes.setting import Setting, seconds_per_step
 from tombola.runs.store import Store
-from tombola.values import to_toml
 
 _WEIGHT_BYTES = 4
 
 
-def describe(request: Request) -> str:
-    """TOML that ``--config`` reads back, with the plan and the estimates in comment lines."""
+def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The tables that ``--config`` reads back, and lines on the plan and the estimates."""
     setting, plan = prepare(request)
     tables = resolved(setting, request.command)["config"]
     asked = setting.config.run
     # What the machine decides stays open, so that the file works on another machine.
     tables["run"] = {**dataclasses.asdict(asked)}
     notes = [*_graph(request, setting, plan), *_estimates(request, setting, plan), *_margins()]
-    return to_toml(tables) + "".join(f"# {line}\n" for line in notes)
+    return tables, notes
 
 
 def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:

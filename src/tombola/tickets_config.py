@@ -11,23 +11,31 @@ from tombola.errors import TicketError
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.sparsity.layout import shown
 
+NEEDED = ("task", "data_hash", "method", "seed", "round", "rewind_step", "config")
+"""What a ticket's manifest must say so that its training can be repeated."""
+
 
 def ticket_config(
     ticket: Path, manifest: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
 ) -> Config:
-    """The config that a ticket was found with, the caller's tables over it."""
-    asked = str(tables["task"]["name"])
-    own = manifest.get("task")
-    if (split_file_spec(asked)[1] if is_file_spec(asked) else asked) != own:
+    """The config that a ticket was found with, the caller's tables over it.
+
+    TicketError if it does not say how it was found, or is of another task than the caller's.
+    """
+    unsaid = [key for key in NEEDED if manifest.get(key) is None]
+    if unsaid:
         raise TicketError(
-            f"{ticket} is a ticket of task {shown(own)}, not of {asked}; give its own task"
-        )
-    stored = manifest.get("config")
-    if not isinstance(stored, Mapping):
-        raise TicketError(
-            f"{ticket} does not say how it was found (no config in its manifest); "
+            f"{ticket} does not say how it was found (no {', '.join(unsaid)} in its manifest); "
             "take a ticket written by tombola find"
         )
+    spec = tables["task"]["name"]
+    name = split_file_spec(spec)[1] if is_file_spec(spec) else spec
+    if manifest["task"] != name:
+        raise TicketError(
+            f"{ticket} is a ticket of task {shown(manifest['task'])}, not of {name}; "
+            "give the task it was found with"
+        )
+    stored = manifest["config"]
     merged: dict[str, dict[str, Any]] = {}
     for section in {*stored, *tables}:
         table = stored.get(section, {})
@@ -35,7 +43,8 @@ def ticket_config(
             **(table if isinstance(table, Mapping) else {}),
             **tables.get(section, {}),
         }
-    # The file names its task; only the caller's name may lead to a file of code (design 3.5).
+    # The file names its task, data and criterion; only the caller's words may lead to a file of
+    # code (design 3.5). Nothing is selected here, so the criterion is not asked for.
     for section in ("task", "data"):
         merged[section]["name"] = tables[section]["name"]
     merged.get("prune", {}).pop("criterion", None)

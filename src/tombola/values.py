@@ -35,7 +35,7 @@ def parse_value(text: str) -> Any:
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a config file; ConfigError naming the line where it is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}; "
@@ -45,6 +45,13 @@ def read_toml(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"the config file {path} is not TOML: {error}; --dry-run prints one to start from"
         ) from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"the config file {path} has {name!r} outside of a section; "
+                "write it under [task], [search] or another section, as --dry-run prints them"
+            )
+    return tables
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -103,8 +103,10 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
 def run(request: Request, progress: Progress | None = None) -> Result:
     """Carry a request out and write its folder; a second call reuses every run that is whole."""
     progress = progress or Progress()
-    with untouched_if_refused(request.out), locked(request.out) as lock:
-        setting, plan = prepare(request)
+    made = absent(request.out)
+    with locked(request.out) as lock:
+        with gone_if_refused(request.out, made):
+            setting, plan = prepare(request)
         store = Store(request.out / "store")
         store.folder.mkdir(exist_ok=True)
         write_json(request.out / "config.json", resolved(setting, request.command))
@@ -143,24 +145,21 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         return Result(request.out, summary, list(output.rows()))
 
 
-@contextlib.contextmanager
-def untouched_if_refused(out: Path, *given: Path) -> Iterator[None]:
-    """If the search in the block is refused before it began, what it made is taken away again.
+def absent(out: Path) -> list[Path]:
+    """What a search would make to lock a folder: its lock, itself, parents; none that is there."""
+    return [place for place in (out / ".lock", out, *out.parents) if not place.exists()]
 
-    That is the folder, its parents and its lock, and the files ``given``, where they were not there
-    before.
-    """
-    folders = [place for place in (out, *out.parents) if not place.exists()]
-    files = [path for path in (out / ".lock", *given) if not path.exists()]
+
+@contextlib.contextmanager
+def gone_if_refused(out: Path, made: list[Path]) -> Iterator[None]:
+    """If the block fails before a search has begun in ``out``, take away what was made for it."""
     try:
         yield
     except BaseException:
         if not (out / "config.json").exists():
             with contextlib.suppress(OSError):
-                for path in files:
-                    path.unlink(missing_ok=True)
-                for folder in folders:
-                    folder.rmdir()
+                for path in made:
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 
@@ -198,9 +197,8 @@ def read_earlier(out: Path) -> dict[str, Any] | None:
     try:
         earlier: dict[str, Any] = json.loads(path.read_text("utf-8"))
         build(earlier["config"])
-        for section, key in (("config", "run"), ("resolved", "data_sha256")):
-            _ = earlier[section][key]
-        _ = earlier["config"]["run"]["threads"], earlier["config"]["run"]["device"]
+        run = earlier["config"]["run"]
+        _ = run["threads"], run["device"], earlier["resolved"]["data_sha256"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:

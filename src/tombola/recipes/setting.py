@@ -122,16 +122,21 @@ def task_options(task: Task) -> dict[str, Any]:
     }
 
 
-def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
-    """The task of a config, its preset applied, and what the preset says of the length."""
-    kind = TASKS.load(config.task.name)
+def task_class(spec: str) -> type[Task]:
+    """The class that a task's name stands for; ConfigError if it is no task of a known family."""
+    kind = TASKS.load(spec)
     if not isinstance(kind, type) or not issubclass(kind, Task):
-        raise ConfigError(f"{config.task.name} is no tombola.Task; give a class derived from it")
+        raise ConfigError(f"{spec} is no tombola.Task; give a class derived from it")
     if kind.family not in FAMILIES:
         raise ConfigError(
-            f"task {config.task.name} has family {kind.family!r}; set it to one of "
-            f"{', '.join(FAMILIES)}"
+            f"task {spec} has family {kind.family!r}; set it to one of {', '.join(FAMILIES)}"
         )
+    return kind
+
+
+def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
+    """The task of a config, its preset applied, and what the preset says of the length."""
+    kind = task_class(config.task.name)
     preset = dict(kind.presets.get(config.task.preset, {}))
     length: dict[str, Any] = {k: preset.pop(k) for k in ("steps", "epochs") if k in preset}
     try:

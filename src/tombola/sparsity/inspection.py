@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tombola.errors import TicketError
+from tombola.registry import TASKS
 from tombola.sparsity.container import Source, open_file
 from tombola.sparsity.layout import CHECKPOINT_FORMAT, ITEM_BYTES, TICKET_FORMAT, numel, shown
 
@@ -103,3 +106,14 @@ def _nonzero(source: Source, name: str) -> int:
     data = bytearray(entry.size)
     source.read_into(name, memoryview(data))
     return int(np.count_nonzero(np.frombuffer(data, f"u{ITEM_BYTES[entry.dtype]}")))
+
+
+def registered_task(path: str | Path, manifest: Mapping[str, Any]) -> str:
+    """The built-in task that a model file names; TicketError if the caller must say which it is."""
+    name = manifest.get("task")
+    if not isinstance(name, str) or name not in TASKS.names():
+        raise TicketError(
+            f"{path} is a model of task {shown(name)}, which is not registered; "
+            "say with --task path/to/file.py:Class which code builds it"
+        )
+    return name

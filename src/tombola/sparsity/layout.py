@@ -95,6 +95,21 @@ def unsound(path: str, what: str, todo: str = "get the file again from its sourc
     return TicketError(f"{shown(path, 400)}: {what}; {todo}")
 
 
+def expect(header: Header, format: str) -> None:
+    """TicketError that says which file to take, if the file has another format."""
+    if header.format == format:
+        return
+    todo = "give a file of that format"
+    if format == TICKET_FORMAT:
+        todo = "take a file from a run's tickets folder"
+    if format == MODEL_FORMAT and header.format == TICKET_FORMAT:
+        seed, round_ = header.manifest["seed"], header.manifest["round"]
+        known = seed is not None and round_ is not None
+        name = f"ticket-seed{seed}-round{round_:02d}" if known else "<arm>-seed<S>-round<RR>"
+        todo = f"take the trained model beside it, models/{name}.safetensors"
+    raise unsound(header.path, f"a {header.format} file, but {format} is asked for", todo)
+
+
 def numel(shape: tuple[int, ...]) -> int:
     """How many values a tensor of this shape has."""
     return math.prod(shape)

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from tombola.errors import TicketError
 from tombola.sparsity.container import Raw, Source, open_file, write_file
-from tombola.sparsity.layout import (
-    CHECKPOINT_FORMAT,
-    MODEL_FORMAT,
-    TICKET_FORMAT,
-    Header,
-    unsound,
-)
+from tombola.sparsity.layout import CHECKPOINT_FORMAT, expect
 
 _TEXT_TO_DTYPE = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -59,21 +53,6 @@ def load_tensors(
         return {
             name: read_tensor(source, name) for name in source.header.entries
         }, source.header.manifest
-
-
-def expect(header: Header, format: str) -> None:
-    """TicketError that says which file to take, if the file has another format."""
-    if header.format == format:
-        return
-    todo = "give a file of that format"
-    if format == TICKET_FORMAT:
-        todo = "take a file from a run's tickets folder"
-    if format == MODEL_FORMAT and header.format == TICKET_FORMAT:
-        seed, round_ = header.manifest["seed"], header.manifest["round"]
-        known = seed is not None and round_ is not None
-        name = f"ticket-seed{seed}-round{round_:02d}" if known else "<arm>-seed<S>-round<RR>"
-        todo = f"take the trained model beside it, models/{name}.safetensors"
-    raise unsound(header.path, f"a {header.format} file, but {format} is asked for", todo)
 
 
 def to_raw(tensor: Tensor) -> Raw:

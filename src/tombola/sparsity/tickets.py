@@ -32,13 +32,14 @@ from tombola.sparsity.layout import (
     MANIFEST_KEYS,
     MODEL_FORMAT,
     TICKET_FORMAT,
+    expect,
     numel,
     shown,
     unsound,
 )
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import load_plain_state, plain_state
-from tombola.sparsity.tensorfile import expect, load_tensors, read_tensor, save_tensors, to_raw
+from tombola.sparsity.tensorfile import load_tensors, read_tensor, save_tensors, to_raw
 
 __all__ = [
     "Model",
