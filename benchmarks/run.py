@@ -19,27 +19,38 @@ from pathlib import Path
 
 from measure import HEADER, SOURCE, Section
 
-NAMES = ("masks", "steps", "select", "frechet", "batches", "workers", "start")
+BENCHMARKS = {
+    "masks": ("bench_masks", "measured"),
+    "linear-step": ("bench_steps", "linear"),
+    "gan-step": ("bench_steps", "gan"),
+    "select": ("bench_select", "measured"),
+    "frechet": ("bench_frechet", "measured"),
+    "batches": ("bench_batches", "measured"),
+    "workers": ("bench_workers", "measured"),
+    "start": ("bench_start", "measured"),
+}
+"""Name -> module and function of (size, blocks)."""
 LIBRARIES = ("torch", "numpy", "scipy", "pillow")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure what is named; 1 if a target was missed."""
     parser = argparse.ArgumentParser(description="Measure against the targets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep the tables in this file")
     parser.add_argument("--blocks", type=int, default=15, help="blocks of a comparison (15)")
     parser.add_argument("--size", choices=("full", "toy"), default="full", help="toy: for tests")
     asked = parser.parse_args(words)
     for name in asked.names:
-        if name not in NAMES:
-            parser.error(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
     sys.path.insert(0, str(SOURCE))
     command = " ".join(["python benchmarks/run.py", *(sys.argv[1:] if words is None else words)])
     missed = False
-    for name in asked.names or NAMES:
+    for name in asked.names or BENCHMARKS:
         before = load()
-        section = importlib.import_module(f"bench_{name}").measured(asked.size, asked.blocks)
+        module, function = BENCHMARKS[name]
+        section = getattr(importlib.import_module(module), function)(asked.size, asked.blocks)
         text = rendered(section, command, asked.blocks, (before, load()))
         print(text, flush=True)
         missed = missed or any(row.met is False for row in section.rows)

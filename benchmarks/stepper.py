@@ -1,7 +1,8 @@
 """A process that trains: started by the benchmarks with its setting as JSON, one line a stretch.
 
-``{"task", "side": "ours" | "paper" | "dense", "precision", "size", "threads"}``. ``ours`` is the
-trainer that `tombola find` uses, with masks; ``dense`` the same without masks.
+``{"task", "side": "ours" | "paper" | "paper-int32" | "dense", "precision", "size", "threads"}``.
+``ours`` is the trainer that `tombola find` uses, with masks; ``dense`` the same without masks;
+``paper-int32`` the paper's loop with masks of 32 bits instead of 64.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from tombola.data.batches import Batches, normalise
 from tombola.runtime import Runtime
 from tombola.training.trainer import Settings, Trainer
 
-IMAGES = {"full": 4096, "toy": 64}
+IMAGES = {"linear-ae": 54_000, "dcgan": 10_000}
+"""Images in memory: of the linear autoencoder as many as MNIST gives for training."""
+TOY_IMAGES = 64
 STEPS = 10_000_000
 """Total steps of the trainer's settings: more than are ever taken, so no stretch has the end."""
 
@@ -31,11 +34,12 @@ def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
     made = settings.task(name, size)
     built = settings.networks(made, name)
     runtime = Runtime.open("cpu", setting["precision"], setting["threads"])
-    images = settings.images(name, IMAGES[size])
+    images = settings.images(name, IMAGES[name] if size == "full" else TOY_IMAGES)
     masks = settings.masks(built)
-    if setting["side"] == "paper":
+    if setting["side"].startswith("paper"):
         torch.manual_seed(0)
-        return PaperLoop(made, built, normalise(images), masks).step
+        bits = 32 if setting["side"] == "paper-int32" else 64
+        return PaperLoop(made, built, normalise(images), masks, bits).step
     chosen = None if setting["side"] == "dense" else masks
     return Trainer(
         made,

@@ -84,6 +84,7 @@ NUMBERS = {
     "rounds 0": (["find", "vae", "--rounds", "0"], "--rounds 0 above 0"),
     "rounds a word": (["find", "vae", "--rounds", "x"], "--rounds 'x' int --help"),
     "seeds negative": (["find", "vae", "--seeds", "-1"], "--seeds -1 above 0"),
+    "rounds without end": (["find", "vae", "--rounds", "1001"], "rounds 1001 from 1 to 1000"),
     "seeds without end": (["find", "vae", "--seeds", "1001"], "seeds 1001 from 1 to 1000"),
     "epochs nan": (["find", "vae", "--epochs", "nan"], "--epochs nan above 0"),
     "epochs infinite": (["find", "vae", "--epochs", "inf"], "epochs inf finite number from 0"),
@@ -194,6 +195,10 @@ FILES = {
     "verify a flipped file": (["verify", "@flipped"], "checksum damaged get the file again"),
     "verify an empty file": (["verify", "@blank"], "truncated 0 bytes get the file again"),
     "text for a name": (["verify", "@no\x1b[31m\nfile"], "no such file \\x1b[31m"),
+    "text for a folder": (
+        ["sample", "@no", "--out", "@file/\x1b[2J\n"],
+        "file/\\x1b[2J is a file; give a folder",
+    ),
 }
 TO_COME = {
     f"{name} is to come": ([name, "x"], f"command '{name}' not built {part} --help")
@@ -224,6 +229,18 @@ LATER = {
         ["find", TASK, "--rewind", "1ep"],
         "1ep step 75 20 steps train longer",
     ),
+    "rewind twice to one step": (
+        ["find", TASK, "--rewind", "5it,5.0it"],
+        "rewind 5it,5.0it one step twice each step once",
+    ),
+    "pruned twice": (
+        ["find", TASK, "--prune", "all", "--prune", "decoder,encoder"],
+        "all and decoder,encoder same weights twice once",
+    ),
+    "training without end": (
+        ["find", TASK, "--epochs", "1e300"],
+        "7.5e+301 steps at most 1,000,000,000 fewer",
+    ),
     "unknown network": (["find", TASK, "--prune", "encodr"], "'encodr' did you mean encoder all"),
     "unknown layer left out": (
         ["find", TASK, "--set", "prune.exclude=encoder.1.weigh"],
@@ -235,7 +252,10 @@ LATER = {
         "'width' 'wide' int like its default",
     ),
     "task option too small": (["find", "vae", "--set", "task.width=0"], "width is 0 1 or more"),
-    "batch of nothing": (["find", TASK, "--set", "task.batch_size=0"], "'batch_size' is 0 1"),
+    "batch of nothing": (
+        ["find", TASK, "--set", "task.batch_size=0"],
+        "'batch_size' is 0 from 1 to 1,000,000",
+    ),
     "learning rate below 0": (
         ["find", TASK, "--set", "task.learning_rate=-1.0"],
         "TinyAE.optimizer learning rate: -1.0 mend",

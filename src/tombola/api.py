@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ FIND_KEYS = {
 def find(
     task: str | type[Task],
     *,
-    data: Any = "digits",
+    data: Any = None,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -65,9 +66,10 @@ def find(
     """Search tickets, as the command ``tombola find`` does, and write the folder and its report.
 
     ``task``: a registered name, ``path/to/file.py:Class``, or a Task class from a file. ``data``: a
-    source's name, a uint8 tensor (N, C, H, W), or a Dataset. ``options``: rounds, rate, seeds,
-    method, rewind, prune, controls, epochs, steps, precision, preset, workers, threads, device,
-    keep. ``settings``: tables as in a config file. UserError for bad input.
+    source's name (default: digits), a uint8 tensor (N, C, H, W), or a Dataset. ``options``: rounds,
+    rate, sparsity, seeds, method, rewind, prune, controls, epochs, steps, precision, preset,
+    workers, threads, device, keep. ``settings``: tables as in a config file, which ``options`` win
+    over. UserError for bad input.
     """
     tables = _tables(settings)
     for name, value in options.items():
@@ -82,15 +84,17 @@ def find(
     tables.setdefault("task", {})["name"] = task_spec(task)
     build(tables)  # refuses names and numbers before images are written
     folder = None if out is None else Path(out)
-    place = folder or Path("runs")
-    made = search.absent(place)
-    with search.gone_if_refused(place, made):
-        if not isinstance(data, str):
-            data = _tensor_source(data, place, made)
+    made: tuple[Path, ...] = ()
+    if data is not None and not isinstance(data, str):
+        data, made = _tensor_source(data, folder or Path("runs"))
+    if data is not None:
         tables.setdefault("data", {})["name"] = data
-        where = Path(data_dir) if data_dir else None
-        command = f"tombola.find({task_spec(task)!r})"
-        return carry_out(find_request(build(tables), where, folder, command), progress)
+    where = Path(data_dir) if data_dir else None
+    given = {"data": data, "data_dir": data_dir, "settings": settings, **options}
+    words = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    command = f"tombola.find({', '.join([repr(task_spec(task)), *words])})"
+    request = find_request(build(tables), where, folder, command)
+    return carry_out(dataclasses.replace(request, made=made), progress)
 
 
 def _tables(settings: Any) -> dict[str, dict[str, Any]]:
@@ -103,15 +107,15 @@ def _tables(settings: Any) -> dict[str, dict[str, Any]]:
     return {str(name): dict(table) for name, table in given.items()}
 
 
-def _tensor_source(data: Any, folder: Path, made: list[Path]) -> str:
-    """Images given from Python as a file under a name made from their content."""
+def _tensor_source(data: Any, folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """Images given from Python as a file named after their content, and what was made for it."""
+    made = search.absent(folder)
     temporary = folder / f".data-{os.getpid()}.safetensors"
     save_tensor_source(data, temporary)
     name = f"data-{check_source(f'tensor:{temporary}').removeprefix('tensor-')}.safetensors"
-    target = folder / name
-    if not target.exists():
-        made.insert(0, target)
-    return f"tensor:{temporary.replace(target)}"
+    if not (folder / name).exists():
+        made.append(folder / name)
+    return f"tensor:{temporary.replace(folder / name)}", tuple(made)
 
 
 def task_spec(task: str | type[Task]) -> str:
@@ -122,7 +126,7 @@ def task_spec(task: str | type[Task]) -> str:
         return next(name for name in TASKS.names() if TASKS.load(name) is task)
     try:
         source = inspect.getsourcefile(task)
-    except TypeError:
+    except (TypeError, OSError):
         source = None
     if source is None or not Path(source).is_file():
         raise ConfigError(

@@ -25,7 +25,7 @@ CONTROLS_TO_COME = ("thin-parameters", "thin-flops", "random-channels", "dense-l
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
 MOST = 1000
-"""More seeds, workers or threads than this are a slip of the hand."""
+"""More seeds, rounds, workers or threads than this are a slip of the hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class DataSection:
         if not self.name.startswith(("folder:", "tensor:")):
             if not is_file_spec(self.name) and self.name not in DATA.names():
                 hint = "or path/to/file.py:NAME"
-                if Path(self.name).is_dir():
+                if self.name and Path(self.name).is_dir():
                     hint = f"for the images in that folder give folder:{self.name}"
                 raise unknown("data source", self.name, [*DATA.names(), "folder:PATH"], hint)
             DATA.check(self.name)
@@ -139,7 +139,7 @@ class SearchSection:
         for value in self.controls:
             _one_of("control", value, CONTROLS, to_come=CONTROLS_TO_COME)
         _distinct("controls", self.controls)
-        _integer("search.rounds", self.rounds, low=1)
+        _integer("search.rounds", self.rounds, low=1, high=MOST)
         _integer("search.seeds", self.seeds, low=1, high=MOST)
         decimal_fraction("rate", self.rate)
         levels = [decimal_fraction("sparsity", value) for value in self.sparsity]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -27,9 +28,10 @@ def content_hash(value: Any) -> str:
 def parse_value(text: str) -> Any:
     """The value of a ``--set``: a TOML value where it is one, else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return table["value"] if len(table) == 1 else text
 
 
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:
@@ -58,9 +60,19 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     """Tables of scalars and lists as TOML text that :func:`read_toml` reads back."""
     blocks = []
     for name, table in tables.items():
-        lines = [f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+        pairs = (f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items())
+        lines = [f"[{name}]", *pairs]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml_text(key)
+
+
+def _toml_text(text: str) -> str:
+    # JSON's escapes are TOML's, but for characters beyond the first plane and for delete.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _toml_value(value: Any) -> str:
@@ -70,7 +82,7 @@ def _toml_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(str(value))
+    return _toml_text(str(value))
 
 
 def parse_rewind(text: str) -> tuple[float, str]:

@@ -54,7 +54,8 @@ def evaluate(
     judge_path, folder = paths
     reals = images.splits["judge"][: config["samples"]]
     latents = _latents(task, len(reals), config["sampling_seed"])
-    eye = _Eye(open_judge(config["judge"], images.name, judge_path, str(runtime.device)), reals)
+    judge = open_judge(config["judge"], images.name, judge_path, str(runtime.device))
+    eye = _Eye(judge, reals, images.sha256)
     networks = task.networks(tuple(config["data"]["shape"]))
     prepare(networks, runtime)
     for network in networks.values():
@@ -79,15 +80,16 @@ def evaluate(
 class _Eye:
     """A judge and what it has seen of the real images, kept from network to network."""
 
-    def __init__(self, judge: Judge | None, reals: Tensor) -> None:
+    def __init__(self, judge: Judge | None, reals: Tensor, data_sha256: str) -> None:
         self.judge = judge
         self.reals = reals
+        self.data_sha256 = data_sha256
 
     def distances(self, fakes: Tensor) -> dict[str, float]:
         """Frechet and kernel distance of uint8 fakes to the reals, by the judge's metric names."""
         if self.judge is None:
             return {}
-        reference, features = _real_features(self.judge, self.reals)
+        reference, features = self._real_features(self.judge)
         seen, _ = self.judge.features(fakes, probabilities=False)
         names = self.judge.metrics
         return {
@@ -95,14 +97,13 @@ class _Eye:
             names["kernel"]: kid(features, seen)[0],
         }
 
-
-def _real_features(judge: Judge, reals: Tensor) -> tuple[Gaussian, Any]:
-    """The judge's features of the real images, computed once a process."""
-    kept = _kept((judge.sha256, reals.data_ptr(), tuple(reals.shape)))
-    if not kept:
-        features, _ = judge.features(reals, probabilities=False)
-        kept.update(reference=Gaussian.of(features), features=features)
-    return kept["reference"], kept["features"]
+    def _real_features(self, judge: Judge) -> tuple[Gaussian, Any]:
+        """The judge's features of the real images, computed once a process."""
+        kept = _kept((judge.sha256, self.data_sha256, tuple(self.reals.shape)))
+        if not kept:
+            features, _ = judge.features(self.reals, probabilities=False)
+            kept.update(reference=Gaussian.of(features), features=features)
+        return kept["reference"], kept["features"]
 
 
 @lru_cache(maxsize=2)

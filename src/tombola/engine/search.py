@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class Request:
     """How many trainings can be under way at once."""
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """SHA-256 -> path of ticket files that are taken in."""
+    made: tuple[Path, ...] = ()
+    """Files and folders that were made for it, to be taken away again if it is refused."""
 
 
 class Progress:
@@ -105,7 +107,7 @@ def run(request: Request, progress: Progress | None = None) -> Result:
     progress = progress or Progress()
     made = absent(request.out)
     with locked(request.out) as lock:
-        with gone_if_refused(request.out, made):
+        with gone_if_refused((*request.made, *made)):
             setting, plan = prepare(request)
         store = Store(request.out / "store")
         store.folder.mkdir(exist_ok=True)
@@ -134,32 +136,32 @@ def run(request: Request, progress: Progress | None = None) -> Result:
             )
         finally:
             progress.end()
-        trained = sum(node.kind == "train" for node in todo)
-        runs = {
-            "trained": trained,
-            "reused": sum(node.kind == "train" for node in plan.graph) - trained,
-        }
         output = Output(setting, plan, store, request.out)
-        summary = output.write(runs)
+        # A training that could not begin, as one before it diverged, is neither.
+        runs = [
+            node.hash in before
+            for node in plan.graph
+            if node.kind == "train" and "not_run" not in output.record(node.hash)
+        ]
+        summary = output.write({"trained": runs.count(False), "reused": runs.count(True)})
         Exports(output).write(summary)
         return Result(request.out, summary, list(output.rows()))
 
 
 def absent(out: Path) -> list[Path]:
-    """What a search would make to lock a folder: its lock, itself, parents; none that is there."""
+    """What locking a folder would make and is not there yet: its lock, itself, its parents."""
     return [place for place in (out / ".lock", out, *out.parents) if not place.exists()]
 
 
 @contextlib.contextmanager
-def gone_if_refused(out: Path, made: list[Path]) -> Iterator[None]:
-    """If the block fails before a search has begun in ``out``, take away what was made for it."""
+def gone_if_refused(made: Iterable[Path]) -> Iterator[None]:
+    """If the block fails, take away the files and then the empty folders that were made for it."""
     try:
         yield
     except BaseException:
-        if not (out / "config.json").exists():
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
             with contextlib.suppress(OSError):
-                for path in made:
-                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 

@@ -26,6 +26,8 @@ from tombola.tasks.base import FAMILIES, Networks, Shape, Task
 from tombola.training.trainer import Settings, Trainer
 from tombola.values import parse_rewind
 
+MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
+"""Longer trainings and larger batches are a slip of the hand."""
 PROBE_SAMPLES = 2
 """Batch of the trial step that counts the work and shows whether a task's methods fit together."""
 
@@ -148,8 +150,10 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
             f"{config.task.name} cannot be made: {type(error).__name__}: {_first_line(error)}; "
             "mend the task or its options"
         ) from error
-    if task.batch_size < 1:
-        raise ConfigError(f"task option 'batch_size' is {task.batch_size}; it must be 1 or more")
+    if not 1 <= task.batch_size <= MAX_BATCH:
+        raise ConfigError(
+            f"task option 'batch_size' is {task.batch_size}; it must be from 1 to {MAX_BATCH:,}"
+        )
     return task, length
 
 
@@ -193,12 +197,27 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         work=work,
         judge=choose_judge(task, images),
     )
-    for rewind in config.search.rewind:
-        setting.rewind_step(rewind)
+    _check_arms(setting)
+    return setting
+
+
+def _check_arms(setting: Setting) -> None:
+    """ConfigError if an arm has no step to train or a level without weights, or is there twice."""
+    config = setting.config
+    if len({setting.rewind_step(text) for text in config.search.rewind}) < len(
+        config.search.rewind
+    ):
+        raise ConfigError(
+            f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
+        )
+    if len({frozenset(names) for names in setting.prunable.values()}) < len(setting.prunable):
+        raise ConfigError(
+            f"prune {' and '.join(setting.prunable)} names the same weights twice; "
+            "give each set of networks once"
+        )
     for pool in setting.pools:
         for level in range(1, len(setting.levels) + 1):
             setting.kept(pool, level)
-    return setting
 
 
 def split_networks(text: str) -> tuple[str, ...]:
@@ -216,7 +235,13 @@ def training_steps(config: Config, length: Mapping[str, Any], epoch_steps: int) 
             f"task {config.task.name} has no training length in its preset "
             f"{config.task.preset!r}; give --steps or --epochs"
         )
-    return steps or max(1, round(epochs * epoch_steps))
+    steps = steps or max(1, round(epochs * epoch_steps))
+    if steps > MAX_STEPS:
+        raise ConfigError(
+            f"the training would take {steps:g} steps; at most {MAX_STEPS:,} are allowed: "
+            "give fewer --steps or --epochs"
+        )
+    return steps
 
 
 def processes(config: Config, chains: int) -> tuple[int, int]:

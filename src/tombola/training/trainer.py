@@ -100,7 +100,7 @@ class Trainer:
                 images = self._images(turn, draw)
                 draw += turn.images
                 self._seed(derive_seed(seed, f"turn-{turn.name}-{repeat}", step))
-                optimizer.zero_grad(set_to_none=True)
+                self._clear(turn)
                 with self.settings.runtime.autocast():
                     result = self.task.loss(turn.name, self.networks, images)
                 loss = self._scalar(turn, result)
@@ -123,6 +123,11 @@ class Trainer:
             torch.default_generator.manual_seed(value)
         else:
             torch.manual_seed(value)
+
+    def _clear(self, turn: Turn) -> None:
+        """Forget the gradients of what learns: Optimizer.zero_grad without its wrappers."""
+        for parameter in self._learners[turn.name]:
+            parameter.grad = None
 
     def _schedule(self, step: int) -> None:
         """Set the learning rates of this step: a function of the step alone, so resume is exact."""

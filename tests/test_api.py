@@ -1,0 +1,274 @@
+"""Tombola from Python: find on images at hand, tickets in a loop of one's own, models back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import helpers
+import in_process
+import tombola
+from tombola.engine import stages
+from tombola.engine.search import Progress
+from tombola.runtime import rng
+
+TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
+SMALL = {
+    "steps": 12,
+    "rounds": 1,
+    "rate": 0.5,
+    "seeds": 1,
+    "rewind": "2it",
+    "controls": "none",
+    "workers": 1,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """Searches run in this process, in an empty folder at hand."""
+    in_process.use(monkeypatch)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with in_process.Restored():
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, in_process.Restored():
+        in_process.use(patch)
+        return tombola.find(TASK, out=tmp_path_factory.mktemp("result") / "out", **SMALL)
+
+
+def test_a_result_has_the_summary_the_rows_and_the_tickets(result):
+    assert result.summary == json.loads((result.out / "summary.json").read_text())
+    assert [(row.arm, row.round, row.metric) for row in result.rows] == [
+        ("dense", 0, "reconstruction_error"),
+        ("ticket", 1, "reconstruction_error"),
+    ]
+    assert result.tickets == [result.out / "tickets" / "seed0-round01.safetensors"]
+    assert (result.out / "report.html").is_file()
+    command = json.loads((result.out / "config.json").read_text())["command"]
+    assert command.startswith(f"tombola.find({TASK!r}, steps=12, rounds=1, rate=0.5, seeds=1")
+
+
+def test_find_takes_a_tensor_of_images():
+    images = helpers.images(60)
+    first = tombola.find(TASK, data=images, out="out", **SMALL)
+    (data,) = {row.data for row in first.rows}
+    assert data.startswith("tensor-")
+    assert {row.n for row in first.rows} == {6}  # a tenth of 60 judges
+    assert Path("out", f"data-{data.removeprefix('tensor-')}.safetensors").is_file()
+    again = tombola.find(TASK, data=images.numpy(), out="out", **SMALL)
+    assert again.summary["runs"] == {"trained": 0, "reused": 2, "diverged": 0}
+    before = sorted(path.name for path in Path("out").iterdir())
+    with pytest.raises(tombola.ConfigError, match=r"data\.name .* the images of the data source"):
+        tombola.find(TASK, data=helpers.images(61), out="out", **SMALL)
+    assert sorted(path.name for path in Path("out").iterdir()) == before
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if not 0 <= index < 40:
+            raise IndexError
+        image = np.full((8, 8), 6 * index, np.uint8)
+        return (image, index % 2)
+
+
+def test_find_takes_a_dataset_without_a_folder_of_its_own():
+    found = tombola.find(TASK, data=Pairs(), **SMALL)
+    (data,) = {row.data for row in found.rows}
+    assert found.out == Path("runs") / f"TinyAE-{data}-imp"
+    assert {row.n for row in found.rows} == {4}
+
+
+def test_find_takes_a_class_from_its_file():
+    named = tombola.find(f"{helpers.__file__}:TinyAE", out="named", **SMALL)
+    given = tombola.find(helpers.TinyAE, out="given", **SMALL)
+    csv = [(found.out / "results.csv").read_bytes() for found in (named, given)]
+    assert csv[0] == csv[1]
+    assert {row.task for row in given.rows} == {"TinyAE"}
+
+
+def test_a_registered_class_is_its_name():
+    from tombola import api
+    from tombola.tasks.autoencoding import VAE
+
+    assert api.task_spec(VAE) == "vae"
+
+
+def test_settings_reach_every_key_and_options_win_over_them():
+    settings = {"task": {"batch_size": 8}, "judge": {"samples": 30}, "search": {"rounds": 3}}
+    found = tombola.find(TASK, out="out", settings=settings, **SMALL)
+    assert settings["search"] == {"rounds": 3}, "the caller's tables are the caller's"
+    tables = json.loads((found.out / "config.json").read_text())["config"]
+    assert tables["task"]["batch_size"] == 8
+    assert tables["search"]["rounds"] == 1
+    assert {row.n for row in found.rows} == {30}
+    folder = {"data": {"name": "no-such-data"}}
+    with pytest.raises(tombola.ConfigError, match="unknown data source 'no-such-data'"):
+        tombola.find(TASK, settings=folder, **SMALL)
+
+
+class Odd(helpers.TinyAE):
+    """A class that a file's top level does not have, once it is renamed."""
+
+
+NOWHERE = type("Nowhere", (helpers.TinyAE,), {"__module__": "no.such.module"})
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        (TASK, {"round": 3}, "find has no option 'round' rounds, settings"),
+        (TASK, {"rounds": "three"}, "search.rounds 'three' whole number"),
+        (TASK, {"rate": 0}, "rate '0' between 0 and 1"),
+        (TASK, {"rewind": "20it"}, "20it step 20 12 steps"),
+        (TASK, {"prune": "encodr"}, "'encodr' did you mean encoder"),
+        (TASK, {"settings": {"tsk": {}}}, "section 'tsk' did you mean task"),
+        (TASK, {"settings": {"task": 3}}, "settings dict of sections"),
+        (TASK, {"settings": "task"}, "settings 'task' dict of sections"),
+        (TASK, {"data": 3}, "int is not a data source uint8 (N, C, H, W)"),
+        (TASK, {"data": torch.zeros(40, 8, 8)}, "(40, 8, 8) not allowed (N, C, H, W)"),
+        (TASK, {"data": torch.zeros(3, 1, 8, 8)}, "3 images at least 20"),
+        (TASK, {"data": helpers.images(60), "rewind": "30it"}, "30it step 30"),
+        (TASK, {"data": helpers.images(60), "rounds": "three"}, "search.rounds 'three'"),
+        ("linear-a", {}, "'linear-a' did you mean linear-ae"),
+        (NOWHERE, {}, "Nowhere in no file .py file"),
+        (type("Even", (Odd,), {"__module__": __name__}), {}, "Even"),
+    ],
+)
+def test_bad_input_is_an_error_to_catch_and_leaves_nothing(task, options, words):
+    with pytest.raises(tombola.UserError) as caught:
+        tombola.find(task, **{**SMALL, **options})
+    missing = [word for word in words.split() if word not in str(caught.value)]
+    assert not missing, str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(Path().rglob("*")) == []
+
+
+def test_a_class_typed_at_the_prompt_is_in_no_file(monkeypatch):
+    def no_source(_):
+        raise OSError("source code not available")
+
+    monkeypatch.setattr("inspect.getsourcefile", no_source)
+    with pytest.raises(tombola.ConfigError, match="task Odd is in no file"):
+        tombola.find(Odd, **SMALL)
+
+
+class Steps(Progress):
+    def __init__(self):
+        self.told = []
+        self.steps = 0
+
+    def begin(self, steps, runs):
+        self.told.append((steps, runs))
+
+    def advance(self, steps):
+        self.steps += steps
+
+    def finished(self, node):
+        self.told.append(node.kind)
+
+    def end(self):
+        self.told.append("end")
+
+
+def test_progress_is_told_to_the_last_step(monkeypatch):
+    monkeypatch.setattr(stages, "PROGRESS_SECONDS", 0.0)
+    progress = Steps()
+    tombola.find(TASK, out="out", progress=progress, **SMALL)
+    # Runs: dense, its judgement, rewind point, mask, ticket, its judgement.
+    assert progress.told[0] == (12 + 10, 6)
+    assert sorted(progress.told[1:-1]) == sorted(["train", "evaluate"] * 2 + ["rewind", "mask"])
+    assert progress.told[-1] == "end"
+    assert progress.steps == 22
+
+
+def test_a_ticket_has_what_the_contract_lists(result):
+    ticket = tombola.load(result.tickets[0])
+    assert {
+        "task", "data", "data_hash", "method", "granularity", "networks", "shapes", "sparsity",
+        "sparsity_all", "rewind_step", "seed", "round", "parents", "config", "scores", "cost",
+        "created_with",
+    } <= ticket.manifest.keys()  # fmt: skip
+    assert ticket.manifest["scores"] == {"reconstruction_error": result.rows[1].value}
+    assert (ticket.manifest["sparsity"], ticket.manifest["rewind_step"]) == (0.5, 2)
+    assert sum(int(mask.sum()) for mask in ticket.masks.values()) == 768
+
+
+def test_a_ticket_is_held_in_a_loop_of_ones_own(result):
+    ticket = tombola.load(result.tickets[0])
+    networks = helpers.TinyAE().networks((1, 8, 8))
+    ticket.start(networks)
+    for name, mask in ticket.masks.items():
+        network, _, parameter = name.partition(".")
+        weight = networks[network].get_parameter(parameter)
+        assert torch.equal(weight != 0, mask & (ticket.weights[name] != 0))
+        assert torch.equal(weight, ticket.weights[name])
+    optimizer = torch.optim.Adam([p for n in networks.values() for p in n.parameters()], lr=0.01)
+    batch = torch.rand(8, 1, 8, 8, generator=rng(0, "batch"))
+    with ticket.enforce(networks, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            networks["decoder"](networks["encoder"](batch)).sub(batch).square().mean().backward()
+            optimizer.step()
+    for name, mask in ticket.masks.items():
+        network, _, parameter = name.partition(".")
+        weight = networks[network].get_parameter(parameter)
+        assert not weight[~mask].any()
+        assert not torch.equal(weight, ticket.weights[name])
+
+
+def test_a_model_comes_back_as_the_trained_networks(result):
+    path = result.out / "models" / "ticket-seed0-round01.safetensors"
+    networks = tombola.load_model(path, task=TASK)
+    assert list(networks) == ["encoder", "decoder"]
+    assert not any(network.training for network in networks.values())
+    model = tombola.load(path)
+    for name, network in networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, model.weights[f"{name}.{key}"])
+    same = tombola.load_model(path, task=helpers.TinyAE)
+    assert torch.equal(same["decoder"][0].weight, networks["decoder"][0].weight)
+    assert model.manifest["scores"] == {"reconstruction_error": result.rows[1].value}
+
+
+def test_a_model_is_built_by_a_named_task_only(result):
+    path = result.out / "models" / "ticket-seed0-round01.safetensors"
+    with pytest.raises(tombola.TicketError, match="TinyAE, which is not registered; say with"):
+        tombola.load_model(path)
+    with pytest.raises(tombola.TicketError, match="does not fit task TinyGAN"):
+        tombola.load_model(path, task=TASK.replace("TinyAE", "TinyGAN"))
+    with pytest.raises(tombola.ConfigError, match=r"is no tombola\.Task"):
+        tombola.load_model(path, task=TASK.replace("TinyAE", "Path"))
+    with pytest.raises(tombola.TicketError, match="asked for; take the trained model beside it"):
+        tombola.load_model(result.tickets[0], task=TASK)
+
+
+class Sketchless(helpers.TinyAE):
+    """Networks that cannot be made without numbers."""
+
+    def networks(self, shape):
+        made = super().networks(shape)
+        assert float(made["decoder"][0].weight.detach().sum()) != 7
+        return made
+
+
+def test_networks_that_need_numbers_are_loaded_too(result):
+    path = result.out / "models" / "ticket-seed0-round01.safetensors"
+    networks = tombola.load_model(path, task=Sketchless)
+    assert torch.equal(
+        networks["decoder"][0].weight, tombola.load(path).weights["decoder.0.weight"]
+    )

@@ -1,0 +1,366 @@
+"""How values are written, what is in a run's name, and what a resumed search may change."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import standins
+from tombola import config, values
+from tombola.config import Config, build
+from tombola.engine import search
+from tombola.errors import ConfigError
+from tombola.recipes import recipes
+from tombola.recipes.setting import resolve
+from tombola.runs.plan import SCHEMA, Graph, Node
+
+TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
+
+
+def test_canonical_json_is_one_text_for_one_value():
+    value = {"b": [1, 2.5, None, True], "a": {"d": "\u00fc", "c": 1e-5}}
+    text = '{"a":{"c":1e-05,"d":"\\u00fc"},"b":[1,2.5,null,true]}'
+    assert values.canonical_json(value) == text
+    assert values.canonical_json(dict(reversed(value.items()))) == text
+    with pytest.raises(ValueError):
+        values.canonical_json({"a": math.nan})
+
+
+def test_a_content_hash_is_sha256_of_that_text():
+    digest = "43258cff783fe7036d8a43033f830adfc60ec037382473548ac742b888292777"
+    assert values.content_hash({"b": 2, "a": 1}) == digest
+
+
+HASHES = {
+    "import": "69a62913b8804594e210b7f3144634f5",
+    "train": "0d35e4aa7032cbd38c014ef59d42dbe2",
+    "rewind": "94533253fcb860e01405b1e45f52251b",
+    "mask": "3fcd6012f92ada2f1051b2e418fbad60",
+    "judge": "4557b4c312f4ba37947fb0575212ff4e",
+    "evaluate": "71af4f3bb4dc3e01a3c952f77f5e102d",
+}
+
+
+@pytest.mark.parametrize("kind", HASHES)
+def test_the_name_of_a_run_never_changes(kind):
+    """A change here makes every finished run of every user a run that is not there."""
+    made = {"steps": 100, "precision": "fp32", "rate": 0.001, "seed": 3}
+    node = Node(kind, made, {"dense": "0" * 32}, label="for people", steps=7)
+    assert node.hash == HASHES[kind]
+    assert Node(kind, made, {"dense": "0" * 32}).hash == node.hash
+    assert Node(kind, made, {"train": "0" * 32}).hash != node.hash
+    assert Node(kind, made, {"dense": "1" + "0" * 31}).hash != node.hash
+    assert Node(kind, {**made, "seed": 4}, {"dense": "0" * 32}).hash != node.hash
+
+
+def test_the_name_of_a_run_contains_its_schema_number(monkeypatch):
+    assert set(HASHES) == set(SCHEMA)
+    before = Node("train", {}).hash
+    monkeypatch.setitem(SCHEMA, "train", SCHEMA["train"] + 1)
+    assert Node("train", {}).hash != before
+
+
+def test_a_graph_has_a_node_once_and_lists_what_is_missing():
+    graph = Graph()
+    first = graph.add(Node("train", {"seed": 0}, label="one"))
+    assert graph.add(Node("train", {"seed": 0}, label="two")) == first
+    second = graph.add(Node("rewind", {"step": 1}, {"dense": first}))
+    assert (len(graph), graph[first].label, second in graph) == (2, "one", True)
+    assert [node.hash for node in graph.missing([])] == [first, second]
+    assert [node.hash for node in graph.missing([first])] == [second]
+    with pytest.raises(AssertionError, match="its dense is not in the graph"):
+        graph.add(Node("rewind", {}, {"dense": "nowhere"}))
+
+
+def plan_of(name=TASK, data="digits", **tables):
+    tables = {
+        "run": {"threads": 1, "workers": 1, "device": "cpu"},
+        "search": {"rounds": 1, "seeds": 1, "rewind": "2it"},
+        **tables,
+    }
+    tables["task"] = {**tables.get("task", {}), "name": name}
+    tables["data"] = {"name": data}
+    return recipes.search(resolve(build(tables), None)).graph
+
+
+def trainings(graph):
+    return {node.hash for node in graph if node.kind == "train"}
+
+
+CHANGED = {
+    "steps": {"train": {"steps": 21}},
+    "a task's option": {"task": {"batch_size": 8}},
+    "precision": {"train": {"precision": "bf16"}},
+    "averaging": {"train": {"ema": 0.5}},
+    "threads": {"run": {"threads": 2, "workers": 1, "device": "cpu"}},
+}
+SAME = {
+    "workers": {"run": {"threads": 1, "workers": 2, "device": "cpu"}},
+    "keep": {"run": {"threads": 1, "workers": 1, "device": "cpu", "keep": "all"}},
+    "margins": {"verdict": {"elbo": 0.5}},
+    "samples": {"judge": {"samples": 50}},
+    "steps as in the preset": {"train": {"steps": 20}},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_decides_a_training_is_in_its_name(name):
+    assert trainings(plan_of()).isdisjoint(trainings(plan_of(**CHANGED[name])))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_does_not_decide_a_training_is_not_in_its_name(name):
+    assert trainings(plan_of()) == trainings(plan_of(**SAME[name]))
+
+
+def test_the_images_and_the_users_file_are_in_a_trainings_name(tmp_path):
+    folder = standins.make_folder(tmp_path / "images", 24)
+    assert trainings(plan_of()).isdisjoint(trainings(plan_of(data=f"folder:{folder}")))
+    source = Path(__file__).with_name("helpers.py").read_text()
+    names = []
+    for name, text in (("a", source), ("b", source), ("c", source + "# another line\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+        names.append(trainings(plan_of(name=f"{tmp_path / name}.py:TinyAE")))
+    assert names[0] == names[1]
+    assert names[0].isdisjoint(names[2])
+
+
+def test_more_seeds_rounds_and_controls_keep_the_names_of_what_is_there():
+    small = plan_of(search={"rounds": 1, "seeds": 1, "rewind": "2it", "controls": "reinit"})
+    more = {"rounds": 2, "seeds": 2, "rewind": "2it,0it", "controls": "reinit,erk"}
+    large = plan_of(search={**more, "method": "imp,one-shot"})
+    assert {node.hash for node in small} < {node.hash for node in large}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("1e-5", 1e-5),
+        ("true", True),
+        ('"3"', "3"),
+        ("[1, 2]", [1, 2]),
+        ("imp,one-shot", "imp,one-shot"),
+        ("folder:a b", "folder:a b"),
+        ("", ""),
+        ("3\nb = 4", "3\nb = 4"),
+    ],
+)
+def test_the_values_of_set(text, value):
+    made = values.parse_value(text)
+    assert (made, type(made)) == (value, type(value))
+
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**60), 2**60),
+    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex("[a-z_]+", fullmatch=True),
+        st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.one_of(SCALARS, st.lists(SCALARS)),
+            max_size=3,
+        ),
+        max_size=3,
+    )
+)
+def test_tables_written_as_toml_are_read_back(tmp_path_factory, tables):
+    path = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    path.write_text(values.to_toml(tables), encoding="utf-8", newline="")
+    again = values.read_toml(path)
+    assert again == tables
+    assert json.dumps(again) == json.dumps(tables)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("500it", (500, "it")), ("0it", (0, "it")), ("2ep", (2, "ep")), ("0.5ep", (0.5, "ep"))],
+)
+def test_rewind_steps_are_read(text, value):
+    assert values.parse_rewind(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "it", "5", "-1it", "1.5it", "nanep", "infit", "5 steps"])
+def test_what_is_no_rewind_step_is_refused(text):
+    with pytest.raises(ConfigError, match="500it, epochs as 2ep"):
+        values.parse_rewind(text)
+
+
+def test_epochs_of_rewind_are_rounded_to_steps():
+    search = {"rewind": "0.1ep", "rounds": 1}
+    setting = resolve(build({"task": {"name": TASK}, "search": search}), None)
+    # 1,200 images in batches of 16: 75 steps an epoch; round(7.5) = 8.
+    assert (setting.epoch_steps, setting.rewind_step("0.1ep")) == (75, 8)
+
+
+def test_decimal_fractions_are_exact_and_strictly_inside():
+    assert values.decimal_fraction("rate", "0.1") == Decimal("0.1")
+    for text in ("0", "1", "-0.1", "nan", "inf", "x", "", "1e400"):
+        with pytest.raises(ConfigError, match=r"rate got .* between 0 and 1, both excluded"):
+            values.decimal_fraction("rate", text)
+
+
+def test_the_defaults_of_the_contract():
+    made = Config()
+    assert (made.data.name, made.task.preset) == ("digits", "quick")
+    assert (made.search.seeds, made.search.rounds, made.search.rate) == (3, 20, "0.2")
+    assert (made.search.method, made.search.rewind) == (("imp",), ("10it",))
+    assert (made.prune.networks, made.search.controls) == (("all",), ("reinit", "shuffle"))
+    assert made.train.precision == ("fp32",)
+    assert made.run.device == "auto"
+    assert made.judge.samples == 10000
+
+
+def test_a_config_is_its_own_tables():
+    tables = {
+        "task": {"name": "vae", "width": 8, "betas": [0.5, 0.9]},
+        "search": {"method": "imp,one-shot", "rate": 0.25, "sparsity": [0.5, 0.75]},
+        "train": {"epochs": 2},
+        "prune": {"networks": ["encoder", "decoder,encoder"]},
+        "verdict": {"elbo": 0.02},
+    }
+    made = build(tables)
+    assert made.search.method == ("imp", "one-shot")
+    assert (made.search.rate, made.search.sparsity) == ("0.25", ("0.5", "0.75"))
+    assert made.train.epochs == 2.0
+    assert made.task.options == {"width": 8, "betas": [0.5, 0.9]}
+    assert build(made.tables()) == made
+    assert build(json.loads(json.dumps(made.tables()))) == made
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "steps", 1.5, "train.steps got 1.5; it takes a whole number"),
+        ("train", "steps", True, "train.steps got True; it takes a whole number"),
+        ("data", "skip_broken", "yes", "it takes true or false"),
+        ("train", "ema", 1.0, "train.ema got 1.0; it takes a finite number from 0 to below 1"),
+        ("search", "controls", ["reinit", "reinit"], "controls got reinit,reinit; give each"),
+        ("prune", "networks", [], "prune.networks is empty"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_refused(section, key, value, words):
+    with pytest.raises(ConfigError) as caught:
+        build({section: {key: value}})
+    assert words in str(caught.value)
+
+
+def earlier_of(tables=None, data="d" * 64):
+    made = build(tables or {"task": {"name": TASK}, "run": {"threads": 2, "device": "cpu"}})
+    return {"config": made.tables(), "resolved": {"data_sha256": data}}
+
+
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, "more"] if isinstance(value, list) else f"{value}x"
+
+
+KEYS = [
+    (section.name, field.name)
+    for section, kind in zip(dataclasses.fields(Config), config._SECTIONS.values(), strict=True)
+    for field in dataclasses.fields(kind)
+    if field.name not in ("options", "margins")
+]
+FREE = {
+    "search.seeds",
+    "search.rounds",
+    "search.controls",
+    "search.method",
+    "search.rewind",
+    "prune.networks",
+    "train.precision",
+    "run.workers",
+    "run.keep",
+}
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_only_some_values_may_change_in_the_same_folder(section, key, tmp_path):
+    earlier = earlier_of()
+    now = copy.deepcopy(earlier)
+    value = earlier["config"][section][key]
+    now["config"][section][key] = other(value)
+    if f"{section}.{key}" in FREE:
+        search.refuse_changes(earlier, now, tmp_path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        search.refuse_changes(earlier, now, tmp_path)
+    told = str(caught.value)
+    assert f"({section}.{key} {value!r} -> {other(value)!r}); choose another" in told
+    assert str(tmp_path) in told
+
+
+def test_changed_images_options_and_margins_are_refused(tmp_path):
+    for tables, words in (
+        ({"task": {"name": TASK, "width": 4}}, "task.width None -> 4"),
+        ({"task": {"name": TASK}, "verdict": {"elbo": 0.5}}, "verdict.elbo None -> 0.5"),
+    ):
+        now = earlier_of({**tables, "run": {"threads": 2, "device": "cpu"}})
+        with pytest.raises(ConfigError, match=words):
+            search.refuse_changes(earlier_of(), now, tmp_path)
+    with pytest.raises(ConfigError, match="the images of the data source"):
+        search.refuse_changes(earlier_of(), earlier_of(data="e" * 64), tmp_path)
+
+
+def test_what_the_machine_decided_stays_unless_asked_otherwise():
+    earlier = earlier_of()
+    assert search.inherit(build({}), None) == build({})
+    same = search.inherit(build({"search": {"rounds": 2}}), earlier)
+    assert (same.run.threads, same.run.device, same.search.rounds) == (2, "cpu", 2)
+    asked = search.inherit(build({"run": {"threads": 1, "device": "cuda"}}), earlier)
+    assert (asked.run.threads, asked.run.device) == (1, "cuda")
+
+
+def test_an_earlier_config_is_read_or_refused(tmp_path):
+    assert search.read_earlier(tmp_path) is None
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(earlier_of()))
+    assert search.read_earlier(tmp_path) == earlier_of()
+    lacking = earlier_of()
+    del lacking["resolved"]["data_sha256"]
+    unknown = earlier_of()
+    unknown["config"]["judge"]["moods"] = 3
+    for text in ("{", "[]", "3", "{}", json.dumps(lacking), json.dumps(unknown)):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json of an earlier call cannot be used"):
+            search.read_earlier(tmp_path)
+
+
+def test_a_refused_search_takes_away_what_it_made_and_nothing_else(tmp_path):
+    out = tmp_path / "a" / "b"
+    made = search.absent(out)
+    assert made == [out / ".lock", out, out.parent]
+    out.mkdir(parents=True)
+    (out / ".lock").touch()
+    with search.gone_if_refused(made):
+        pass
+    assert (out / ".lock").exists()
+    with pytest.raises(KeyError), search.gone_if_refused(made):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("a user's own")
+    made = [*search.absent(out), out]
+    (out / ".lock").touch()
+    with pytest.raises(KeyError), search.gone_if_refused(made):
+        raise KeyError
+    assert {path.name for path in out.iterdir()} == {"notes.txt"}

@@ -1,0 +1,455 @@
+"""What is measured of a network: values on hand-made weights, and the judge trained as a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import helpers
+import in_process
+import standins
+import tombola
+from tombola.data.sources import Images, load_images
+from tombola.engine import classifier, judging
+from tombola.engine.judging import evaluate, open_judge, save_grid
+from tombola.metrics.features import shipped_judge
+from tombola.recipes.setting import choose_judge
+from tombola.registry import file_sha256
+from tombola.runs.store import Store
+from tombola.runtime import Runtime, rng
+from tombola.tasks.adversarial import DCGAN
+from tombola.tasks.autoencoding import VAE, LinearAE
+from tombola.tasks.base import Task
+
+TOY = Path(__file__).parent / "toy_task.py"
+SMALL = {"workers": 1, "threads": 1, "device": "cpu", "controls": "none", "rate": "0.5"}
+
+
+class Level(nn.Module):
+    """A network that is one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(()))
+        self.drop = nn.Dropout(0.9)
+
+
+class Constant(Task):
+    """Images of one grey value, the network's number."""
+
+    family = "autoencoder"
+    size, channels = 8, 1
+
+    def networks(self, shape):
+        return {"n": Level()}
+
+    def reconstruct(self, networks, images):
+        return networks["n"].drop(torch.ones_like(images)) * networks["n"].level
+
+
+class ConstantGAN(Constant):
+    """Samples that are the number plus their first latent; its loss is the number."""
+
+    family = "gan"
+    latent = 3
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._seen = []
+
+    def sample(self, networks, latents):
+        self._seen.append(latents)
+        return (networks["n"].level + latents[:, :1, None, None]).expand(-1, 1, 8, 8)
+
+    def judge_loss(self, networks, images, latents):
+        return {"discriminator_loss": networks["n"].level.expand(len(images))}
+
+
+class ConstantVAE(ConstantGAN):
+    """Known parts of the ELBO; the posterior mean of the third unit does not move."""
+
+    family = "vae"
+
+    def judge_loss(self, networks, images, latents):
+        means = latents * torch.tensor([1.0, 0.2, 0.001])
+        total = images.flatten(1).sum(1)
+        return {"reconstruction": total, "kl": 2 * torch.ones(len(images)), "mean": means}
+
+
+def images_of(reals, name="given"):
+    digest = hashlib.sha256(reals.numpy().tobytes()).hexdigest()
+    return Images(
+        name=name,
+        splits={"judge": reals},
+        labels={"judge": None},
+        classes=0,
+        sha256=digest,
+        note="",
+    )
+
+
+def judge_of(levels):
+    """Step -> what loads the weights of a training at that step."""
+    return {
+        step: (lambda level=level: {"n.level": torch.tensor(float(level))})
+        for step, level in levels.items()
+    }
+
+
+def config_of(**changes):
+    config = {
+        "samples": 10000,
+        "sampling_seed": 0,
+        "judge": None,
+        "grid": False,
+        "data": {"shape": [1, 8, 8]},
+    }
+    return config | changes
+
+
+def measured(task, reals, levels, tmp_path, **changes):
+    runtime = Runtime(device=torch.device("cpu"))
+    return evaluate(
+        config_of(**changes), task, images_of(reals), runtime, judge_of(levels), (None, tmp_path)
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits", (1, 8, 8)).splits["judge"]
+
+
+def test_the_reconstruction_error_is_that_of_the_last_step(digits, tmp_path):
+    result = measured(Constant(), digits, {16: -0.5, 20: 0.25}, tmp_path)
+    pixels = digits.double() / 127.5 - 1
+    for step, level in (("16", -0.5), ("20", 0.25)):
+        expected = float((pixels - level).square().mean())
+        assert result["by_step"][step]["reconstruction_error"] == pytest.approx(expected, rel=1e-6)
+    assert result["values"] == result["by_step"]["20"]
+    assert (result["n"], result["step"]) == (360, 20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_value_of_a_gan_is_the_median_of_its_last_five(tmp_path):
+    levels = {21: 5, 22: 1, 23: 4, 24: 2, 25: 9}
+    result = measured(ConstantGAN(), helpers.images(6), levels, tmp_path)
+    assert [result["by_step"][str(step)]["discriminator_loss"] for step in levels] == [
+        5,
+        1,
+        4,
+        2,
+        9,
+    ]
+    assert result["values"] == {"discriminator_loss": 4}
+    assert result["step"] == 25
+
+
+def test_the_parts_of_the_elbo_and_the_active_units(tmp_path):
+    reals = torch.full((50, 1, 8, 8), 255, dtype=torch.uint8)
+    result = measured(ConstantVAE(), reals, {4: 0, 5: 0.5}, tmp_path)
+    assert result["values"] == {
+        "reconstruction": 64,
+        "kl": 2,
+        "elbo": -66,
+        "active_units": 2,
+        "reconstruction_error": 0.25,
+    }
+
+
+def test_a_vae_with_zero_weights_has_known_values(tmp_path):
+    task = VAE(width=1, latent=2)
+    reals = load_images("digits", (1, 32, 32)).splits["judge"]
+    networks = task.networks((1, 32, 32))
+    zeros = {
+        f"{name}.{key}": torch.zeros_like(value)
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    config = config_of(data={"shape": [1, 32, 32]})
+    runtime = Runtime(device=torch.device("cpu"))
+    result = evaluate(config, task, images_of(reals), runtime, {9: lambda: zeros}, (None, tmp_path))
+    pixels = reals.double() / 127.5 - 1  # the decoder's tanh(0) is mid-grey
+    values = result["values"]
+    assert values["kl"] == 0
+    assert values["active_units"] == 0
+    assert values["reconstruction_error"] == pytest.approx(float(pixels.square().mean()), rel=1e-6)
+    assert values["elbo"] == pytest.approx(-float(pixels.square().sum((1, 2, 3)).mean()), rel=1e-6)
+
+
+def test_at_most_the_asked_number_of_images_is_judged(digits, tmp_path):
+    result = measured(Constant(), digits, {1: 0.0}, tmp_path, samples=7)
+    pixels = digits[:7].double() / 127.5 - 1
+    assert result["n"] == 7
+    assert result["values"]["reconstruction_error"] == pytest.approx(float(pixels.square().mean()))
+
+
+def test_all_networks_are_judged_on_the_same_latents(tmp_path):
+    task, reals = ConstantGAN(), helpers.images(9)
+    for level, seed in ((0.0, 0), (5.0, 0), (0.0, 1)):
+        measured(task, reals, {1: level, 2: level + 1}, tmp_path, sampling_seed=seed)
+    first, second, third, fourth, fifth, sixth = task._seen
+    assert first.shape == (9, 3)
+    assert all(torch.equal(first, each) for each in (second, third, fourth))
+    assert torch.equal(fifth, sixth)
+    assert not torch.equal(first, fifth)
+    assert torch.equal(first, torch.randn(9, 3, generator=rng(0, "judge-latents", 0)))
+    assert torch.equal(fifth, torch.randn(9, 3, generator=rng(0, "judge-latents", 1)))
+
+
+def test_parts_of_a_batch_are_joined_in_order(digits, tmp_path, monkeypatch):
+    task = ConstantVAE()
+    whole = measured(task, digits, {1: 0.5}, tmp_path)["values"]
+    monkeypatch.setattr(judging, "BATCH", 100)
+    parts = measured(task, digits, {1: 0.5}, tmp_path)["values"]
+    assert parts == pytest.approx(whole, rel=1e-9)
+    assert [len(latents) for latents in task._seen] == [360, 100, 100, 100, 60]
+    assert torch.equal(torch.cat(task._seen[1:]), task._seen[0])
+
+
+class Mirror(Task):
+    """A GAN without fault: its samples are the images that it is judged by."""
+
+    family = "gan"
+    size, channels, latent = 32, 1, 2
+
+    def __init__(self, reals):
+        super().__init__()
+        self._reals = reals
+
+    def networks(self, shape):
+        return {"n": Level()}
+
+    def sample(self, networks, latents):
+        return self._reals.float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_distances_bear_the_judges_name_and_are_none_for_the_reals_themselves(tmp_path, noise):
+    reals = load_images("digits", (1, 32, 32)).splits["judge"][:200]
+    fakes = helpers.images(200, (1, 32, 32)) if noise else reals
+    spec = {"source": "shipped", "data": "digits"}
+    judge = open_judge(spec, "digits", None)
+    assert judge.sha256 == open_judge(spec, "digits", None).sha256
+    runtime = Runtime(device=torch.device("cpu"))
+    result = evaluate(
+        config_of(judge=spec, data={"shape": [1, 32, 32]}),
+        Mirror(fakes),
+        images_of(reals, "digits"),
+        runtime,
+        judge_of({1: 0}),
+        (None, tmp_path),
+    )
+    fcd, kcd = f"fcd-digits-{judge.sha256[:8]}", f"kcd-digits-{judge.sha256[:8]}"
+    assert list(result["values"]) == [fcd, kcd]
+    if noise:
+        assert result["values"][fcd] > 10
+        assert result["values"][kcd] > 0.1
+    else:
+        assert result["values"][fcd] == pytest.approx(0, abs=1e-3)
+        assert result["values"][kcd] < 0  # unbiased: the reals are nearer than a fresh sample
+
+
+def test_features_of_reals_are_kept_for_their_own_data_only(monkeypatch):
+    judge = open_judge({"source": "shipped"}, "digits", None)
+    seen = []
+
+    class Counting:
+        sha256, metrics = judge.sha256, judge.metrics
+
+        def features(self, images, probabilities):
+            seen.append(len(images))
+            return judge.features(images, probabilities=probabilities)
+
+    judging._kept.cache_clear()
+    first, second = helpers.images(30, (1, 32, 32)), helpers.images(30, (1, 32, 32)) // 2
+    for reals, name in ((first, "a"), (first, "a"), (second, "b")):
+        judging._Eye(Counting(), reals, name).distances(first[:20])
+    judging._kept.cache_clear()
+    assert seen == [30, 20, 20, 30, 20]
+
+
+def numbered(n, channels):
+    """Images of 2x3 pixels, each of its own value (and channel)."""
+    values = torch.arange(n * channels, dtype=torch.uint8).reshape(n, channels, 1, 1)
+    return values.expand(n, channels, 2, 3).contiguous()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_has_the_images_in_reading_order(tmp_path, channels):
+    save_grid(tmp_path / "g.png", numbered(5, channels), columns=4)
+    sheet = np.asarray(Image.open(tmp_path / "g.png")).reshape(4, 12, channels)
+    for index in range(8):
+        row, column = divmod(index, 4)
+        part = sheet[2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+        expected = [index * channels + c if index < 5 else 0 for c in range(channels)]
+        assert (part == expected).all()
+
+
+def test_the_grid_shows_the_first_images_of_the_last_step(tmp_path):
+    measured(ConstantGAN(), helpers.images(40), {4: -9, 5: 0}, tmp_path, grid=True)
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert sheet.shape == (4 * 8, 8 * 8)
+    latents = torch.randn(40, 3, generator=rng(0, "judge-latents", 0))[:32, 0]
+    expected = ((latents.clamp(-1, 1) + 1) * 127.5).round().reshape(4, 8).numpy()
+    assert np.abs(sheet[::8, ::8].astype(float) - expected).max() <= 1
+
+
+def test_which_judge_is_taken(tmp_path, monkeypatch):
+    digits = load_images("digits", (1, 32, 32))
+    mine = images_of(helpers.images(30), "folder-mine")
+    assert choose_judge(LinearAE(), digits) is None
+    shipped = shipped_judge("digits")
+    assert choose_judge(VAE(), digits) == {
+        "source": "shipped",
+        "data": "digits",
+        "sha256": file_sha256(shipped),
+    }
+    assert choose_judge(DCGAN(), mine) == {"source": "run"}
+    (tmp_path / "inception.pt").write_bytes(b"")
+    monkeypatch.setenv("TOMBOLA_INCEPTION", str(tmp_path / "inception.pt"))
+    assert choose_judge(DCGAN(), mine) == choose_judge(VAE(), digits) == {"source": "inception"}
+    assert choose_judge(LinearAE(), digits) is None
+
+
+def test_the_judges_length_is_asked_or_by_its_recipe(tmp_path, monkeypatch):
+    lengths = []
+
+    def run(trainer, checkpoint, progress):
+        lengths.append(trainer.settings.total_steps)
+        return 0.0
+
+    monkeypatch.setattr(classifier, "_run", run)
+    monkeypatch.setattr(classifier, "gate", lambda *_: {"passed": True, "reasons": []})
+    images = load_images("digits", (1, 32, 32))
+    for steps in (7, 0):
+        assert classifier.train_judge({"steps": steps}, images, tmp_path)["steps"] == lengths[-1]
+    # 60 epochs of 1,200 / 64 = 19 steps are fewer than the least.
+    assert lengths == [7, 1500]
+    monkeypatch.setattr(classifier, "MIN_STEPS", 0)
+    classifier.train_judge({"steps": 0}, images, tmp_path)
+    assert lengths[-1] == 60 * 19
+
+
+def search(task, out, monkeypatch, **options):
+    in_process.use(monkeypatch)
+    with in_process.Restored():
+        return tombola.find(f"{TOY}:{task}", out=out, **SMALL, **options)
+
+
+def records(out):
+    store = Store(out / "store")
+    return [store.record(name) for name in store.finished()]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory):
+    """A GAN on a folder of noise: its judge is a run of the search, and cannot be a good one."""
+    root = tmp_path_factory.mktemp("judge")
+    data = f"folder:{standins.make_folder(root / 'images', 60, size=(8, 8), colour=False)}"
+    options = {"steps": 25, "rounds": 1, "seeds": 1, "rewind": "2it", "data": data}
+    with pytest.MonkeyPatch.context() as patch:
+        settings = {"judge": {"steps": 3}}
+        return search("TinyGAN", root / "out", patch, settings=settings, **options)
+
+
+def test_data_without_a_judge_train_one_as_a_run(unlabelled):
+    found = [record for record in records(unlabelled.out) if record["kind"] == "judge"]
+    (record,) = found
+    assert (record["steps"], record["labelled"], record["data"]) == (3, False, "folder-images")
+    assert "accuracy" not in record
+    names = {row.metric for row in unlabelled.rows}
+    kinds = {name.partition("-")[0] for name in names}
+    assert kinds == {"fcd", "kcd"}
+    assert all(name.split("-")[1:3] == ["folder", "images"] for name in names)
+    assert {row.n for row in unlabelled.rows} == {6}
+
+
+def test_a_judge_that_fails_its_gate_gives_no_verdict(unlabelled):
+    summary = unlabelled.summary
+    judge = summary["judge"]
+    assert (judge["source"], judge["labelled"], judge["steps"]) == ("run", False, 3)
+    assert judge["gate"]["passed"] is False
+    assert judge["gate"]["reasons"]
+    assert summary["primary"].startswith("fcd-folder-images-")
+    assert {name.partition("-")[0] for name in summary["verdicts"]} == {"fcd", "kcd"}
+    for metric, verdict in summary["verdicts"].items():
+        assert verdict["state"] == "undecided"
+        assert verdict["reason"] == "judge failed its gate"
+        assert (verdict["sparsity"], verdict["bracket"]) == (None, [None, None])
+        assert verdict["sentence"].startswith(f"No verdict on {metric}: its judge failed its gate")
+
+
+def test_the_judge_is_trained_once_for_a_longer_search(unlabelled, monkeypatch):
+    config = json.loads((unlabelled.out / "config.json").read_text())
+    data = config["config"]["data"]["name"]
+    options = {"steps": 25, "rounds": 1, "seeds": 2, "rewind": "2it", "data": data}
+    settings = {"judge": {"steps": 3}}
+    monkeypatch.setattr(classifier, "_run", None)  # a second training of the judge would fail
+    more = search("TinyGAN", unlabelled.out, monkeypatch, settings=settings, **options)
+    assert more.summary["runs"] == {"trained": 2, "reused": 2, "diverged": 0}
+
+
+def test_labels_give_the_judge_classes(tmp_path):
+    for index, name in enumerate(("black", "white")):
+        place = tmp_path / "images" / name
+        place.mkdir(parents=True)
+        for number in range(25):
+            picture = np.full((8, 8), 255 * index, np.uint8)
+            picture[number % 8, number // 8] = 128
+            Image.fromarray(picture).save(place / f"{number}.png")
+    images = load_images(f"folder:{tmp_path / 'images'}", (1, 32, 32))
+    with in_process.Restored():
+        record = classifier.train_judge({"steps": 20}, images, tmp_path)
+    assert record["labelled"]
+    assert record["accuracy"] == record["gate"]["accuracy"] == 1.0
+    assert (tmp_path / "judge.safetensors").is_file()
+
+
+def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeypatch):
+    options = {"steps": 25, "rounds": 1, "seeds": 1, "rewind": "2it"}
+    settings = {"judge": {"samples": 40, "sampling_seeds": 4}}
+    result = search("TinyGAN", tmp_path / "out", monkeypatch, settings=settings, **options)
+    dense = [
+        record
+        for record in records(tmp_path / "out")
+        if record["kind"] == "evaluate" and record["label"] == "judge dense, seed 0"
+    ]
+    assert sorted(record["config"]["sampling_seed"] for record in dense) == [0, 1, 2, 3]
+    assert [record["config"]["grid"] for record in dense].count(True) == 1
+    spread = result.summary["sampling_sd"]
+    assert {name.partition("-")[0] for name in spread} == {"fcd", "kcd"}
+    for metric, value in spread.items():
+        values = [record["values"][metric] for record in dense]
+        assert value == pytest.approx(statistics.stdev(values))
+        assert value > 0
+    # Only the first sampling seed is in the table.
+    assert len(result.rows) == 2 * 2
+
+
+def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):
+    options = {"steps": 25, "rounds": 2, "seeds": 2, "rewind": "2it"}
+    result = search("TinyAE", tmp_path / "out", monkeypatch, **options)
+    changes = {}
+    for record in records(tmp_path / "out"):
+        if record["kind"] == "evaluate":
+            assert sorted(record["by_step"]) == ["20", "25"]
+            early, late = (record["by_step"][s]["reconstruction_error"] for s in ("20", "25"))
+            changes.setdefault(record["label"].partition(",")[0], []).append(late / early - 1)
+    mean = {label: statistics.fmean(values) for label, values in changes.items()}
+    assert result.summary["convergence"] == pytest.approx(
+        {
+            "imp-all-r2/dense-round00": mean["judge dense"],
+            "imp-all-r2/ticket-round02": mean["judge ticket of level 2"],
+        }
+    )
+    assert mean["judge dense"] < 0
+    assert result.summary["sampling_sd"] == {}
+    assert result.summary["judge"] is None
