@@ -41,16 +41,16 @@ class Case:
 CORES = min(2, os.cpu_count() or 1)
 LINEAR = (
     Case(task="linear-ae", target=0.70, threads=CORES),
-    Case(task="linear-ae", target=0.70),
+    Case(task="linear-ae", target=None),
     Case(task="linear-ae", target=None, threads=CORES, same_allocator=True),
     Case(task="linear-ae", target=None, threads=CORES, other="paper-int32"),
 )
 GAN = (
     Case(task="dcgan", target=0.75, threads=CORES),
-    Case(task="dcgan", target=0.75),
     Case(task="dcgan", target=0.50, threads=CORES, precision="bf16"),
-    Case(task="dcgan", target=0.50, precision="bf16"),
-    Case(task="dcgan", target=None, same_allocator=True),
+    Case(task="dcgan", target=None),
+    Case(task="dcgan", target=None, precision="bf16"),
+    Case(task="dcgan", target=None, threads=CORES, same_allocator=True),
 )
 STEPS = {"linear-ae": 60, "dcgan": 1}
 """Steps of a stretch: enough for the clock, few enough for many blocks."""
@@ -107,8 +107,8 @@ def _section(title: str, cases: tuple[Case, ...], size: str, blocks: int) -> Sec
             f"{STEPS[cases[0].task]} steps a side. Each side is a process of its own, ours twice.",
             "Ours has the allocator settings of `tombola find`'s workers, the baseline has none "
             '(rows with "same allocator": both have them). The paper\'s code sets no number of '
-            "threads, so it takes all cores; `tombola find` gives a worker one thread when there "
-            "are as many workers as cores.",
+            "threads, so it takes all cores, as one run of ours does: the targets are for that. "
+            "Where `tombola find` has as many workers as cores, each has one thread.",
         ],
     )
 

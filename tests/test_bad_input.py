@@ -234,8 +234,8 @@ LATER = {
         "rewind 5it,5.0it one step twice each step once",
     ),
     "pruned twice": (
-        ["find", TASK, "--prune", "all", "--prune", "decoder,encoder"],
-        "all and decoder,encoder same weights twice once",
+        ["find", TASK, "--prune", "encoder", "--prune", "encoder"],
+        "prune got encoder,encoder give each value once",
     ),
     "training without end": (
         ["find", TASK, "--epochs", "1e300"],

@@ -210,11 +210,6 @@ def _check_arms(setting: Setting) -> None:
         raise ConfigError(
             f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
         )
-    if len({frozenset(names) for names in setting.prunable.values()}) < len(setting.prunable):
-        raise ConfigError(
-            f"prune {' and '.join(setting.prunable)} names the same weights twice; "
-            "give each set of networks once"
-        )
     for pool in setting.pools:
         for level in range(1, len(setting.levels) + 1):
             setting.kept(pool, level)
