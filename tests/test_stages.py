@@ -168,3 +168,14 @@ def test_the_record_of_a_run_names_its_parents(tmp_path):
         record = json.loads((tmp_path / node.hash / "run.json").read_text())
         assert record["parents"] == dict(node.parents)
         assert record["config"] == json.loads(json.dumps(node.config))
+
+
+def test_a_network_whose_judged_values_are_not_finite_counts_as_diverged(tmp_path):
+    graph = plan("Unjudgeable", controls=[])
+    carry_out(graph, context(tmp_path, kind="Unjudgeable"))
+    for node in graph.graph:
+        record = Store(tmp_path).record(node.hash)
+        if node.kind == "evaluate":
+            assert record["diverged"] == 25
+            assert record["why"] == "not finite: reconstruction_error"
+            assert "values" not in record

@@ -199,10 +199,10 @@ class Output:
             searches=searches,
         )
         self._gate(verdicts)
-        diverged = sum(row.metric == "diverged" for row in rows)
+        diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         return {
             **verdicts,
-            "runs": {**runs, "diverged": diverged},
+            "runs": {**runs, "diverged": len(diverged)},
             "cost": {
                 "train_flops": sum(c.train_flops or 0 for c in self._once(costs)),
                 "train_seconds": sum(c.train_seconds or 0.0 for c in self._once(costs)),

@@ -6,6 +6,7 @@ and commits it. A stage that is cut off is taken up again from that folder, to t
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -329,6 +330,10 @@ def evaluation(node: Node, context: Context) -> None:
         weights,
         (judge_path, part),
     )
+    bad = [name for name, value in record["values"].items() if not math.isfinite(value)]
+    if bad:
+        # Weights can be finite and what they make not: no number stands for such a network.
+        record = {"diverged": record["step"], "why": f"not finite: {', '.join(bad)}"}
     _commit(node, context, {**record, "seconds": time.perf_counter() - start})
 
 
