@@ -7,11 +7,17 @@ threshold, without the mask and without a rule for ties.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 import settings
 from measure import Section, compare, row, timed
 from tombola.sparsity.masks import kept_count, prunable
 from tombola.sparsity.select import top
+
+
+def threshold(flat: Tensor, keep: int) -> Tensor:
+    """The least of the ``keep`` largest scores: the k-th smallest of all."""
+    return torch.kthvalue(flat, len(flat) - keep + 1).values
 
 
 def measured(size: str, blocks: int) -> Section:
@@ -28,10 +34,9 @@ def measured(size: str, blocks: int) -> Section:
         if among is not None:
             # Zeros of earlier rounds stay in the pool of one kthvalue over everything.
             pool = torch.cat([(value * among[name]).flatten() for name, value in scores.items()])
-        place = len(flat) - keep + 1
         found = compare(
             timed(lambda keep=keep, among=among: top(scores, keep, among)),
-            timed(lambda pool=pool, place=place: torch.kthvalue(pool, place)),
+            timed(lambda pool=pool, keep=keep: threshold(pool, keep)),
             blocks,
         )
         label = f"round {level}: {keep:,} of {len(flat):,} weights kept"
