@@ -19,7 +19,7 @@ from PIL import Image
 
 import in_process
 import tombola
-from tombola import api, cli, commands, config, dry_run
+from tombola import api, cli, commands, config, dry_run, registry
 from tombola.data.sources import load_images
 from tombola.engine import search
 
@@ -137,17 +137,27 @@ def test_the_tasks_with_their_networks_and_sizes():
     assert code == 0
     coder, gan = ["encoder", "decoder"], ["generator", "discriminator"]
     assert json.loads(out) == [
+        {"name": "beta-vae", "networks": coder, "parameters": {"quick": 371171, "paper": 5613347}},
         {"name": "conv-ae", "networks": coder, "parameters": {"quick": 184107, "paper": 2937507}},
         {"name": "dcgan", "networks": gan, "parameters": {"quick": 477796, "paper": 6564228}},
         {"name": "linear-ae", "networks": coder, "parameters": {"quick": 106291, "paper": 219891}},
+        {"name": "resnet-dcgan", "networks": gan, "parameters": {"quick": 48260, "paper": 2208772}},
+        {
+            "name": "resnet-vae",
+            "networks": coder,
+            "parameters": {"quick": 179251, "paper": 2821251},
+        },
+        {"name": "sngan", "networks": gan, "parameters": {"quick": 489876, "paper": 6741572}},
         {"name": "vae", "networks": coder, "parameters": {"quick": 371171, "paper": 5613347}},
+        {"name": "wgan", "networks": gan, "parameters": {"quick": 477796, "paper": 6564228}},
+        {"name": "wgan-gp", "networks": gan, "parameters": {"quick": 477572, "paper": 6563332}},
     ]
 
 
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("tasks", ["conv-ae", "dcgan", "linear-ae", "vae"]),
+        ("tasks", registry.TASKS.names()),
         ("data", ["celeba", "cifar10", "digits", "mnist", "folder:PATH"]),
         ("methods", ["imp", "one-shot"]),
     ],

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError
 from tombola.models.autoencoders import ConvDecoder, ConvEncoder, LinearDecoder, LinearEncoder
 from tombola.models.blocks import check_at_least, check_multiple, check_one_of
-from tombola.models.gans import Discriminator, Generator
+from tombola.models.gans import Discriminator, Generator, SpectralDiscriminator
+from tombola.models.residual import (
+    ResidualDecoder,
+    ResidualDiscriminator,
+    ResidualEncoder,
+    ResidualGenerator,
+)
 from tombola.models.vaes import VariationalDecoder, VariationalEncoder
 
 COLOUR = (3, 32, 32)
@@ -138,6 +144,83 @@ def test_dcgan_layers_are_radford_s() -> None:
     assert generator.main[-2].kernel_size == (3, 3)
 
 
+def _sides(network: nn.Module, images: Tensor) -> list[int]:
+    """Heights behind each stage that still has positions."""
+    sides = []
+    for stage in network.main:
+        images = stage(images)
+        if images.dim() == 4:
+            sides.append(images.shape[2])
+    return sides
+
+
+def test_sngan_has_the_6_741_572_of_the_paper_s_6_7_million() -> None:
+    generator, discriminator = Generator(COLOUR, bias=True), SpectralDiscriminator(COLOUR)
+    # convolutions 2,926,272 and 8192 of the last layer; biases 1,408 and 1
+    assert _weights(discriminator) == 2_926_272 + 8_192
+    assert _parameters(discriminator) == 2_934_464 + 1_409
+    assert _parameters(generator) == _parameters(Generator(COLOUR)) + 512 + 256 + 128 + 64
+    assert _parameters(generator, discriminator) == 6_741_572
+    sides = _sides(discriminator, torch.zeros(1, 3, 32, 32))
+    assert sides[::2] == [32, 16, 16, 8, 8, 4, 4]
+
+
+def test_resnet_dcgan_has_2_208_772() -> None:
+    generator, discriminator = ResidualGenerator(COLOUR), ResidualDiscriminator(COLOUR)
+    assert _parameters(generator) == 1_154_947
+    assert _parameters(discriminator) == 1_053_825
+    assert _sides(generator, torch.zeros(1, 128)) == [4, 8, 16, 32, 32, 32, 32, 32]
+    assert _sides(discriminator, torch.zeros(1, 3, 32, 32))[:4] == [16, 8, 8, 8]
+
+
+def test_resnet_vae_has_the_authors_2_821_251() -> None:
+    encoder, decoder = ResidualEncoder(COLOUR), ResidualDecoder(COLOUR)
+    assert _parameters(encoder) == 1_242_848
+    assert _parameters(decoder) == 1_578_403
+    assert _sides(encoder, torch.zeros(1, 3, 32, 32))[2:7] == [16, 16, 8, 4, 2]
+    assert _sides(decoder, torch.zeros(1, 32)) == [1, 4, 8, 16, 32, 32, 32, 32]
+
+
+@pytest.mark.parametrize("build", [SpectralDiscriminator, ResidualDiscriminator])
+def test_every_layer_of_a_spectral_discriminator_is_normed(build) -> None:
+    torch.manual_seed(0)
+    network = build(GREY, width=4)
+    for _ in range(50):  # the power iterations
+        network(torch.zeros(1, 1, 32, 32))
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == {SpectralDiscriminator: 8, ResidualDiscriminator: 11}[build]
+    for layer in layers:
+        norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        assert norm.item() == pytest.approx(1, rel=0.05)
+
+
+def test_residual_blocks_add_what_they_were_given() -> None:
+    """No branch works in place on its input: the block is its main branch plus its skip."""
+    torch.manual_seed(0)
+    networks = (
+        ResidualEncoder(GREY, width=4),
+        ResidualDecoder(GREY, width=4),
+        ResidualGenerator(GREY, width=4),
+        ResidualDiscriminator(GREY, width=4),
+    )
+    blocks = [m for n in networks for m in n.modules() if type(m).__name__ == "_Sum"]
+    assert len(blocks) == 4 + 4 + 3 + 4
+    for block in blocks:
+        block.eval()
+        first = next(m for m in block.main.modules() if isinstance(m, nn.Conv2d))
+        values = torch.randn(2, first.in_channels, 8, 8)
+        expected = block.after(block.main(values.clone()) + block.skip(values.clone()))
+        torch.testing.assert_close(block(values), expected)
+
+
+def test_a_critic_without_norm_treats_each_image_alone() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 32, 32)
+    critic = Discriminator(GREY, width=4, norm=False)
+    torch.testing.assert_close(critic(images)[:1], critic(images[:1]))
+    assert _weights(critic) == _weights(Discriminator(GREY, width=4))
+
+
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_convolutional_networks_at_other_shapes(size: int, channels: int) -> None:
@@ -147,8 +230,12 @@ def test_convolutional_networks_at_other_shapes(size: int, channels: int) -> Non
     assert code.shape == (2, 32, size // 16, size // 16)
     mean, _ = VariationalEncoder(shape, width=2, latent=5)(images)
     assert mean.shape == (2, 5)
-    assert Discriminator(shape, width=2)(images).shape == (2,)
+    assert ResidualEncoder(shape, width=2, latent=5)(images)[1].shape == (2, 5)
+    for critic in (Discriminator, SpectralDiscriminator, ResidualDiscriminator):
+        assert critic(shape, width=2)(images).shape == (2,)
     for made in (
+        ResidualDecoder(shape, width=2, latent=5)(mean),
+        ResidualGenerator(shape, width=2, latent=7)(torch.randn(2, 7)),
         ConvDecoder(shape, width=2)(code),
         VariationalDecoder(shape, width=2, latent=5)(mean),
         Generator(shape, width=2, latent=7)(torch.randn(2, 7)),
@@ -195,6 +282,11 @@ def test_views_follow_a_narrower_layer() -> None:
         (lambda: VariationalDecoder((1, 40, 40)), "size is 40"),
         (lambda: Generator((1, 96, 96)), "size is 96; .* 32 or 64 pixels; set size=64"),
         (lambda: Discriminator((1, 28, 28)), "size is 28; .* set size=32"),
+        (lambda: SpectralDiscriminator((1, 48, 48)), "size is 48"),
+        (lambda: ResidualGenerator(GREY, latent=0), "latent is 0"),
+        (lambda: ResidualDiscriminator((1, 16, 16)), "size is 16"),
+        (lambda: ResidualEncoder((1, 16, 16)), "size is 16; .* multiple of 32"),
+        (lambda: ResidualDecoder(GREY, width=0), "width is 0"),
         (lambda: check_at_least(beta=(math.nan, 0)), "beta is nan"),
         (lambda: check_multiple(-16, 16), "size is -16"),
         (lambda: check_one_of(0, (32, 64)), "size is 0"),

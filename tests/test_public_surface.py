@@ -87,6 +87,7 @@ TASK = {
     "batch_size",
     "betas",
     "channels",
+    "constrain",
     "cosine",
     "family",
     "image_shape",
@@ -110,7 +111,18 @@ TASK = {
 TURN = ["name", "learns", "repeats", "images"]
 
 REGISTERED = {
-    "TASKS": {"linear-ae", "conv-ae", "vae", "dcgan"},
+    "TASKS": {
+        "linear-ae",
+        "conv-ae",
+        "vae",
+        "beta-vae",
+        "resnet-vae",
+        "dcgan",
+        "sngan",
+        "wgan",
+        "wgan-gp",
+        "resnet-dcgan",
+    },
     "DATA": {"digits", "mnist", "cifar10", "celeba"},
     "CRITERIA": {"magnitude", "random"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from tombola.errors import ConfigError
 from tombola.registry import TASKS
-from tombola.tasks.adversarial import DCGAN
-from tombola.tasks.autoencoding import VAE, ConvAE, LinearAE
+from tombola.sparsity.masks import prunable
+from tombola.tasks.adversarial import DCGAN, SNGAN, WGAN, WGANGP, ResNetDCGAN
+from tombola.tasks.autoencoding import VAE, BetaVAE, ConvAE, LinearAE, ResNetVAE
 from tombola.tasks.base import Networks, Task
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_gan.py"
@@ -85,13 +87,12 @@ def _unused_weights(task: Task, draws: int = 2) -> dict[str, int]:
             for network in networks.values():
                 network.zero_grad()
             _scalar(task.loss(turn.name, networks, _images(task, 8))).backward()
-            for name, network in networks.items():
-                for path, module in network.named_modules():
-                    if isinstance(module, PRUNABLE) and module.weight.grad is not None:
-                        key, used = f"{name}.{path}.weight", module.weight.grad != 0
-                        reached[key] = reached[key] | used if key in reached else used
+            for key, weight in prunable(networks).items():  # under a spectral norm the raw tensor
+                if weight.grad is not None:
+                    used = weight.grad != 0
+                    reached[key] = reached[key] | used if key in reached else used
     everything = {
-        f"{name}.{path}.weight"
+        ".".join(filter(None, (name, path, "weight")))
         for name, network in networks.items()
         for path, module in network.named_modules()
         if isinstance(module, PRUNABLE)
@@ -129,7 +130,7 @@ def test_a_structurally_dead_weight_would_be_found() -> None:
         def networks(self, shape: tuple[int, int, int]) -> Networks:
             return {"encoder": nn.Conv2d(1, 2, 3, 1, 1), "decoder": nn.Conv2d(2, 1, 1)}
 
-    assert _unused_weights(Dead(size=1)) == {"encoder..weight": 16}
+    assert _unused_weights(Dead(size=1)) == {"encoder.weight": 16}
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -150,7 +151,13 @@ def test_presets_hold_options_and_one_length(spec: str) -> None:
         ("linear-ae", 1, 106_291, 219_891),
         ("conv-ae", 3, 184_107, 2_937_507),
         ("vae", 3, 371_171, 5_613_347),
+        ("beta-vae", 3, 371_171, 5_613_347),
+        ("resnet-vae", 3, 179_251, 2_821_251),
         ("dcgan", 3, 477_796, 6_564_228),
+        ("sngan", 3, 489_876, 6_741_572),
+        ("wgan", 3, 477_796, 6_564_228),
+        ("wgan-gp", 3, 477_572, 6_563_332),
+        ("resnet-dcgan", 3, 48_260, 2_208_772),
     ],
 )
 def test_parameter_counts(spec: str, channels: int, quick: int, paper: int) -> None:
@@ -190,7 +197,8 @@ def test_losses_are_a_function_of_torch_s_seed(spec: str) -> None:
         losses = []
         for seed in (7, 7, 8):
             torch.manual_seed(seed)
-            losses.append(_scalar(task.loss(turn.name, networks, images)).item())
+            fresh = copy.deepcopy(networks)  # a call in train mode changes a spectral norm's state
+            losses.append(_scalar(task.loss(turn.name, fresh, images)).item())
         assert losses[0] == losses[1]
         assert (losses[1] != losses[2]) == (task.family != "autoencoder")
 
@@ -217,7 +225,12 @@ def test_samples_and_reconstructions_are_images(spec: str) -> None:
         (LinearAE, 1e-3, (0.9, 0.999), 1e-5, 128),
         (ConvAE, 1e-3, (0.9, 0.999), 1e-5, 128),
         (VAE, 1e-3, (0.9, 0.999), 1e-5, 128),
+        (BetaVAE, 1e-3, (0.9, 0.999), 1e-5, 128),
+        (ResNetVAE, 1e-3, (0.9, 0.999), 1e-5, 128),
         (DCGAN, 2e-4, (0.5, 0.999), 0.0, 128),
+        (SNGAN, 2e-4, (0.5, 0.999), 0.0, 64),
+        (WGANGP, 1e-4, (0.5, 0.9), 0.0, 64),
+        (ResNetDCGAN, 2e-4, (0.0, 0.9), 0.0, 64),
     ],
 )
 def test_hyperparameters(
@@ -230,6 +243,31 @@ def test_hyperparameters(
     assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, betas, decay)
     assert group["fused"]
     assert task.batch_size == batch
+
+
+def test_hyperparameters_of_the_clipped_critic() -> None:
+    task = WGAN()
+    for turn in task.turns:
+        optimizer = task.optimizer(turn.name, [nn.Parameter(torch.zeros(1))])
+        assert isinstance(optimizer, torch.optim.RMSprop)
+        assert optimizer.param_groups[0]["lr"] == 5e-5
+        assert optimizer.param_groups[0]["momentum"] == 0
+    assert (task.clip, task.n_critic, task.batch_size) == (0.01, 5, 64)
+
+
+@pytest.mark.parametrize(
+    ("build", "updates"), [(DCGAN, 1), (SNGAN, 1), (WGAN, 5), (WGANGP, 5), (ResNetDCGAN, 5)]
+)
+def test_updates_of_the_discriminator_a_step(build: type[DCGAN], updates: int) -> None:
+    assert [turn.repeats for turn in build().turns] == [updates, 1]
+    assert [turn.repeats for turn in build(n_critic=3).turns] == [3, 1]
+    assert [turn.repeats for turn in build().turns] == [updates, 1]  # of that object alone
+
+
+def test_beta_is_all_that_tells_the_beta_vae_from_the_vae() -> None:
+    differing = {k for k, v in VAE.options().items() if BetaVAE.options()[k] != v}
+    assert differing == {"beta"}
+    assert BetaVAE().beta == 4.0
 
 
 def test_autoencoder_loss_is_the_mean_squared_error() -> None:
@@ -334,6 +372,80 @@ def test_dcgan_losses_are_the_cross_entropies() -> None:
     assert generator_loss.item() == pytest.approx(_softplus(0.5))  # -log sigmoid(-0.5)
 
 
+@pytest.mark.parametrize("build", [SNGAN, ResNetDCGAN])
+def test_hinge_losses(build: type[SNGAN]) -> None:
+    networks, task = _gan_networks(fake=-0.5), build(latent=3)
+    parts = task.loss("discriminator", networks, torch.full((4, 1, 32, 32), 0.75))
+    assert isinstance(parts, dict)
+    assert parts["real"].item() == pytest.approx(0.25)  # max(0, 1 - 0.75)
+    assert parts["fake"].item() == pytest.approx(0.5)  # max(0, 1 - 0.5)
+    assert parts["loss"].item() == pytest.approx(0.75)
+    assert _scalar(task.loss("generator", networks, torch.zeros(4, 1, 32, 32))).item() == 0.5
+    beyond = torch.tensor([1.5, -1.5])
+    assert task.losses(beyond, real=True).tolist() == [0, 2.5]
+    assert task.losses(beyond, real=False).tolist() == [2.5, 0]
+
+
+def test_wasserstein_losses() -> None:
+    networks, task = _gan_networks(fake=-0.5), WGAN(latent=3)
+    parts = task.loss("discriminator", networks, torch.full((4, 1, 32, 32), 0.75))
+    assert isinstance(parts, dict)
+    assert set(parts) == {"loss", "real", "fake"}
+    assert parts["loss"].item() == pytest.approx(-0.75 - 0.5)  # f(fakes) - f(reals)
+    assert _scalar(task.loss("generator", networks, torch.zeros(4, 1, 32, 32))).item() == 0.5
+
+
+def test_gradient_penalty_of_a_known_slope() -> None:
+    """f(x) = the mean of 1,024 pixels has a gradient of norm 1/32 everywhere."""
+    networks, task = _gan_networks(fake=-0.5), WGANGP(latent=3)
+    parts = task.loss("discriminator", networks, torch.full((4, 1, 32, 32), 0.75))
+    assert isinstance(parts, dict)
+    assert parts["penalty"].item() == pytest.approx(10 * (1 - 1 / 32) ** 2)
+    assert parts["loss"].item() == pytest.approx(-1.25 + 10 * (1 - 1 / 32) ** 2)
+
+
+def test_gradient_penalty_looks_between_reals_and_fakes() -> None:
+    networks, task = _gan_networks(fake=-1.0), WGANGP(latent=3)
+    task.loss("discriminator", networks, torch.ones(64, 1, 32, 32))
+    critic = networks["discriminator"]
+    assert isinstance(critic, Fixed)
+    between = critic.seen[-1]
+    assert len(between.flatten(1).unique(dim=1).T) == 1  # one share an image, for all its pixels
+    shares = between[:, 0, 0, 0]
+    assert -1 < shares.min() < -0.7 < 0.7 < shares.max() < 1
+
+
+def test_gradient_penalty_teaches_the_critic_its_slope() -> None:
+    """Its gradient goes through the gradient: the scale of a linear critic grows towards norm 1."""
+    scale = nn.Parameter(torch.tensor(1.0))
+    task = WGANGP(latent=3)
+    penalty = task.penalty(
+        Fixed(lambda x: scale * x.mean(dim=(1, 2, 3))), torch.zeros(2, 1, 32, 32),
+        torch.ones(2, 1, 32, 32),
+    )  # fmt: skip
+    assert penalty is not None
+    penalty.backward()
+    # d/ds 10 (s/32 - 1)^2 at s = 1
+    assert scale.grad is not None
+    assert scale.grad.item() == pytest.approx(20 * (1 / 32 - 1) / 32)
+
+
+def test_the_critic_alone_is_clipped() -> None:
+    task = WGAN(width=2, latent=3, clip=0.005)
+    networks = task.networks((1, 32, 32))
+    before = {n: [p.clone() for p in m.parameters()] for n, m in networks.items()}
+    with torch.no_grad():
+        task.constrain("generator", networks)
+        for name, network in networks.items():
+            assert all(map(torch.equal, before[name], network.parameters()))
+        task.constrain("discriminator", networks)
+    assert all(map(torch.equal, before["generator"], networks["generator"].parameters()))
+    for old, new in zip(
+        before["discriminator"], networks["discriminator"].parameters(), strict=True
+    ):
+        assert torch.equal(new, old.clamp(-0.005, 0.005))
+
+
 def test_dcgan_draws_fresh_normal_latents_of_the_batch_s_size() -> None:
     networks, task = _gan_networks(fake=0.0), DCGAN(latent=3)
     torch.manual_seed(5)
@@ -388,6 +500,10 @@ def test_dcgan_is_judged_per_image() -> None:
         (lambda: DCGAN(size=96), "size is 96; .* 32 or 64"),
         (lambda: DCGAN(width=-1), "width is -1"),
         (lambda: DCGAN(latent=0), "latent is 0"),
+        (lambda: WGAN(n_critic=0), "n_critic is 0; it must be 1 or more"),
+        (lambda: WGAN(clip=0.0), "clip is 0.0"),
+        (lambda: WGANGP(gradient_penalty=-1.0), "gradient_penalty is -1.0"),
+        (lambda: ResNetVAE(size=48), "size is 48"),
     ],
 )
 def test_impossible_options_are_refused_at_once(build: Callable[[], Task], text: str) -> None:

@@ -227,3 +227,26 @@ def test_golden_losses(kind):
     name = "all.loss" if kind is TinyAE else "generator.loss"
     found = [row[name] for row in run(trainer(kind()), 5).log]
     assert found == pytest.approx(GOLDEN[kind], rel=1e-5)
+
+
+class Shifted(TinyGAN):
+    """Every update of the discriminator is followed by a shift of its weights."""
+
+    def constrain(self, turn, networks):
+        if turn == "discriminator":
+            for parameter in networks["discriminator"].parameters():
+                parameter.add_(0.5)
+
+
+def test_constraints_follow_each_update_of_their_turn_and_masks_follow_them():
+    plain, shifted = trainer(TinyGAN()), trainer(Shifted(learning_rate=0.0))
+    start = {k: v.clone() for k, v in prunable(plain.networks).items()}
+    run(shifted, 3)
+    for name, weight in prunable(shifted.networks).items():
+        # two updates of the discriminator a step
+        expected = start[name] + (3 * 2 * 0.5 if name.startswith("discriminator") else 0)
+        torch.testing.assert_close(weight.detach(), expected)
+    masks = half(trainer(Shifted()).networks)
+    held = run(trainer(Shifted(), masks=masks), 3)
+    for name, weight in prunable(held.networks).items():
+        assert not weight[~masks[name]].any()

@@ -148,7 +148,13 @@ TASKS = Registry(
         "linear-ae": "tombola.tasks.autoencoding:LinearAE",
         "conv-ae": "tombola.tasks.autoencoding:ConvAE",
         "vae": "tombola.tasks.autoencoding:VAE",
+        "beta-vae": "tombola.tasks.autoencoding:BetaVAE",
+        "resnet-vae": "tombola.tasks.autoencoding:ResNetVAE",
         "dcgan": "tombola.tasks.adversarial:DCGAN",
+        "sngan": "tombola.tasks.adversarial:SNGAN",
+        "wgan": "tombola.tasks.adversarial:WGAN",
+        "wgan-gp": "tombola.tasks.adversarial:WGANGP",
+        "resnet-dcgan": "tombola.tasks.adversarial:ResNetDCGAN",
     },
 )
 DATA = Registry(

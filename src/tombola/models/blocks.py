@@ -50,15 +50,22 @@ def down(inputs: int, outputs: int, *, norm: bool = True, slope: float = 0.0) ->
     return layers
 
 
-def up(inputs: int, outputs: int, *, kernel: int = 4, from_vector: bool = False) -> list[nn.Module]:
-    """Transposed convolution, BatchNorm, ReLU; no bias, as in ``down``.
+def up(
+    inputs: int,
+    outputs: int,
+    *,
+    kernel: int = 4,
+    from_vector: bool = False,
+    bias: bool = False,
+) -> list[nn.Module]:
+    """Transposed convolution, BatchNorm, ReLU; no bias unless asked, as in ``down``.
 
     (N, inputs, H, W) -> (N, outputs, 2H, 2W) by kernel 4/2/1; with ``from_vector``
     (N, inputs, 1, 1) -> (N, outputs, kernel, kernel) by kernel/1/0.
     """
     stride, padding = (1, 0) if from_vector else (2, 1)
     return [
-        nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, bias=False),
+        nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, bias=bias),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]

@@ -111,6 +111,12 @@ class Task:
             fused=True,
         )
 
+    def constrain(self, turn: str, networks: Networks) -> None:
+        """Change weights in place after an update of a turn, such as clipping them; no gradients.
+
+        Masks are applied after it.
+        """
+
     def schedule(self, step: int, total_steps: int) -> float:
         """What the learning rates are multiplied by at a step (0 <= step < total_steps).
 

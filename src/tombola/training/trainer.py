@@ -72,6 +72,7 @@ class Trainer:
         self.optimizers = {
             turn.name: task.optimizer(turn.name, self._learners[turn.name]) for turn in task.turns
         }
+        self._constrains = type(task).constrain is not Task.constrain
         self._factor = 1.0
         self._rates = [(o, [g["lr"] for g in o.param_groups]) for o in self.optimizers.values()]
         self._trained = [p for each in self._learners.values() for p in each]
@@ -106,6 +107,9 @@ class Trainer:
                 loss = self._scalar(turn, result)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                if self._constrains:
+                    with torch.no_grad():
+                        self.task.constrain(turn.name, self.networks)
                 if self.hold is not None:
                     self.hold.apply()
                 named = result if isinstance(result, dict) else {"loss": result}
