@@ -141,12 +141,12 @@ def write_run(out: Path, *, colour: bool = False, **options: Any) -> Path:
         "judge": {"source": "shipped", "accuracy": 0.9871, "sha256": "cd34" * 16},
     }
     (out / "summary.json").write_text(json.dumps(summary))
-    (out / "config.json").write_text(json.dumps(config_of(rows[0], last)))
+    (out / "config.json").write_text(json.dumps(config_of(rows[0], last, colour)))
     write_samples(out / "samples", rows, colour=colour)
     return out
 
 
-def config_of(row: Row, rounds: int) -> dict[str, Any]:
+def config_of(row: Row, rounds: int, colour: bool = False) -> dict[str, Any]:
     """What config.json records of a search."""
     return {
         "format": "tombola.config/1",
@@ -159,6 +159,7 @@ def config_of(row: Row, rounds: int) -> dict[str, Any]:
         },
         "resolved": {
             "data_sha256": "ab12" * 16,
+            "shape": [3, 32, 32] if colour else [1, 28, 28],
             "data_note": "28x28 grey padded to 32x32",
             "images": {"train": 54000, "validation": 6000, "judge": 10000},
             "prunable": {"all": ["encoder.0.weight", "decoder.0.weight"]},

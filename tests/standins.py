@@ -59,3 +59,12 @@ def make_celeba(root: Path, size: tuple[int, int] = (218, 178)) -> list[Image.Im
     lines.append("202599.jpg 2")
     (root / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
     return images
+
+
+def make_cifar10(root: Path, train: int = 30, test: int = 10) -> list[Image.Image]:
+    images = [picture(i, (32, 32)) for i in range(train + test)]
+    content = [png(image) for image in images]
+    for split, part in (("train", content[:train]), ("test", content[train:])):
+        path = root / "cifar10" / f"{split}-00000-of-00001.parquet"
+        write_parquet(path, part, column="img")
+    return images

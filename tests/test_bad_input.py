@@ -50,6 +50,7 @@ NAMES = {
     "preset to come": (["find", "vae", "--preset", "shared"], "'shared' not built quick, paper"),
     "precision to come": (["find", "vae", "--precision", "fp16"], "'fp16' not built fp32, bf16"),
     "unknown precision": (["find", "vae", "--precision", "f32"], "'f32' did you mean fp32"),
+    "figure of nothing": (["figure", "@mine.py"], "mine.py is no directory give find"),
     "unknown keep": (["find", "vae", "--keep", "some"], "'some' choose from: all, final"),
     "unknown command": (["fnd", "vae"], "'fnd' did you mean find train"),
     "unknown option": (["find", "vae", "--seed", "2"], "--seed' did you mean --seeds --help"),
@@ -347,7 +348,7 @@ SUBPROCESSES = [
     "pickle for a ticket",
     "folder empty",
     "out is a file",
-    "figure is to come",
+    "export is to come",
 ]
 
 MINE = '''"""Tasks and data of a user that are wrong in their own ways."""

@@ -45,7 +45,7 @@ HASHES = {
     "rewind": "94533253fcb860e01405b1e45f52251b",
     "mask": "3fcd6012f92ada2f1051b2e418fbad60",
     "judge": "4557b4c312f4ba37947fb0575212ff4e",
-    "evaluate": "71af4f3bb4dc3e01a3c952f77f5e102d",
+    "evaluate": "44342e1f4a0136b586363840e33afb56",
 }
 
 

@@ -222,7 +222,12 @@ def test_inception_is_opened_after_its_hash_is_verified(stand_in, recwarn):
     assert features.shape == (5, 2048)
     np.testing.assert_allclose(features[:, 0], given.float().mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(probabilities, 0.5)  # without the bias
-    assert judge.metrics == {"frechet": "fid", "kernel": "kid", "score": "is"}
+    assert judge.metrics == {
+        "frechet": "fid",
+        "kernel": "kid",
+        "error": "kid-error",
+        "score": "is",
+    }
 
 
 def test_another_file_than_the_published_one_is_never_opened(stand_in, monkeypatch):
@@ -263,6 +268,7 @@ def test_metric_names_carry_the_judge():
     assert metric_names("mnist-01234567") == {
         "frechet": "fcd-mnist-01234567",
         "kernel": "kcd-mnist-01234567",
+        "error": "kcd-mnist-01234567-error",
         "score": "cs-mnist-01234567",
     }
 

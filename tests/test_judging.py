@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -20,8 +21,9 @@ import tombola
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier, judging
 from tombola.engine.judging import evaluate, open_judge, save_grid
+from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
-from tombola.recipes.setting import choose_judge
+from tombola.recipes.setting import choose_classifier, choose_judge
 from tombola.registry import file_sha256
 from tombola.runs.store import Store
 from tombola.runtime import Runtime, rng
@@ -30,6 +32,7 @@ from tombola.tasks.autoencoding import VAE, LinearAE
 from tombola.tasks.base import Task
 
 TOY = Path(__file__).parent / "toy_task.py"
+SHARES = {"precision", "recall", "density", "coverage"}
 SMALL = {"workers": 1, "threads": 1, "device": "cpu", "controls": "none", "rate": "0.5"}
 
 
@@ -109,17 +112,16 @@ def config_of(**changes):
         "samples": 10000,
         "sampling_seed": 0,
         "judge": None,
+        "classifier": None,
         "grid": False,
         "data": {"shape": [1, 8, 8]},
     }
     return config | changes
 
 
-def measured(task, reals, levels, tmp_path, **changes):
+def measured(task, reals, levels, **changes):
     runtime = Runtime(device=torch.device("cpu"))
-    return evaluate(
-        config_of(**changes), task, images_of(reals), runtime, judge_of(levels), (None, tmp_path)
-    )
+    return evaluate(config_of(**changes), task, images_of(reals), runtime, judge_of(levels), {})[0]
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +129,19 @@ def digits():
     return load_images("digits", (1, 8, 8)).splits["judge"]
 
 
-def test_the_reconstruction_error_is_that_of_the_last_step(digits, tmp_path):
-    result = measured(Constant(), digits, {16: -0.5, 20: 0.25}, tmp_path)
+def test_the_reconstruction_error_is_that_of_the_last_step(digits):
+    result = measured(Constant(), digits, {16: -0.5, 20: 0.25})
     pixels = digits.double() / 127.5 - 1
     for step, level in (("16", -0.5), ("20", 0.25)):
         expected = float((pixels - level).square().mean())
         assert result["by_step"][step]["reconstruction_error"] == pytest.approx(expected, rel=1e-6)
     assert result["values"] == result["by_step"]["20"]
     assert (result["n"], result["step"]) == (360, 20)
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_value_of_a_gan_is_the_median_of_its_last_five(tmp_path):
+def test_the_value_of_a_gan_is_the_median_of_its_last_five():
     levels = {21: 5, 22: 1, 23: 4, 24: 2, 25: 9}
-    result = measured(ConstantGAN(), helpers.images(6), levels, tmp_path)
+    result = measured(ConstantGAN(), helpers.images(6), levels)
     assert [result["by_step"][str(step)]["discriminator_loss"] for step in levels] == [
         5,
         1,
@@ -152,9 +153,9 @@ def test_the_value_of_a_gan_is_the_median_of_its_last_five(tmp_path):
     assert result["step"] == 25
 
 
-def test_the_parts_of_the_elbo_and_the_active_units(tmp_path):
+def test_the_parts_of_the_elbo_and_the_active_units():
     reals = torch.full((50, 1, 8, 8), 255, dtype=torch.uint8)
-    result = measured(ConstantVAE(), reals, {4: 0, 5: 0.5}, tmp_path)
+    result = measured(ConstantVAE(), reals, {4: 0, 5: 0.5})
     assert result["values"] == {
         "reconstruction": 64,
         "kl": 2,
@@ -164,7 +165,7 @@ def test_the_parts_of_the_elbo_and_the_active_units(tmp_path):
     }
 
 
-def test_a_vae_with_zero_weights_has_known_values(tmp_path):
+def test_a_vae_with_zero_weights_has_known_values():
     task = VAE(width=1, latent=2)
     reals = load_images("digits", (1, 32, 32)).splits["judge"]
     networks = task.networks((1, 32, 32))
@@ -175,7 +176,7 @@ def test_a_vae_with_zero_weights_has_known_values(tmp_path):
     }
     config = config_of(data={"shape": [1, 32, 32]})
     runtime = Runtime(device=torch.device("cpu"))
-    result = evaluate(config, task, images_of(reals), runtime, {9: lambda: zeros}, (None, tmp_path))
+    result, _ = evaluate(config, task, images_of(reals), runtime, {9: lambda: zeros}, {})
     pixels = reals.double() / 127.5 - 1  # the decoder's tanh(0) is mid-grey
     values = result["values"]
     assert values["kl"] == 0
@@ -184,17 +185,17 @@ def test_a_vae_with_zero_weights_has_known_values(tmp_path):
     assert values["elbo"] == pytest.approx(-float(pixels.square().sum((1, 2, 3)).mean()), rel=1e-6)
 
 
-def test_at_most_the_asked_number_of_images_is_judged(digits, tmp_path):
-    result = measured(Constant(), digits, {1: 0.0}, tmp_path, samples=7)
+def test_at_most_the_asked_number_of_images_is_judged(digits):
+    result = measured(Constant(), digits, {1: 0.0}, samples=7)
     pixels = digits[:7].double() / 127.5 - 1
     assert result["n"] == 7
     assert result["values"]["reconstruction_error"] == pytest.approx(float(pixels.square().mean()))
 
 
-def test_all_networks_are_judged_on_the_same_latents(tmp_path):
+def test_all_networks_are_judged_on_the_same_latents():
     task, reals = ConstantGAN(), helpers.images(9)
     for level, seed in ((0.0, 0), (5.0, 0), (0.0, 1)):
-        measured(task, reals, {1: level, 2: level + 1}, tmp_path, sampling_seed=seed)
+        measured(task, reals, {1: level, 2: level + 1}, sampling_seed=seed)
     first, second, third, fourth, fifth, sixth = task._seen
     assert first.shape == (9, 3)
     assert all(torch.equal(first, each) for each in (second, third, fourth))
@@ -204,11 +205,11 @@ def test_all_networks_are_judged_on_the_same_latents(tmp_path):
     assert torch.equal(fifth, torch.randn(9, 3, generator=rng(0, "judge-latents", 1)))
 
 
-def test_parts_of_a_batch_are_joined_in_order(digits, tmp_path, monkeypatch):
+def test_parts_of_a_batch_are_joined_in_order(digits, monkeypatch):
     task = ConstantVAE()
-    whole = measured(task, digits, {1: 0.5}, tmp_path)["values"]
+    whole = measured(task, digits, {1: 0.5})["values"]
     monkeypatch.setattr(judging, "BATCH", 100)
-    parts = measured(task, digits, {1: 0.5}, tmp_path)["values"]
+    parts = measured(task, digits, {1: 0.5})["values"]
     assert parts == pytest.approx(whole, rel=1e-9)
     assert [len(latents) for latents in task._seen] == [360, 100, 100, 100, 60]
     assert torch.equal(torch.cat(task._seen[1:]), task._seen[0])
@@ -232,29 +233,35 @@ class Mirror(Task):
 
 
 @pytest.mark.parametrize("noise", [False, True])
-def test_distances_bear_the_judges_name_and_are_none_for_the_reals_themselves(tmp_path, noise):
+def test_distances_bear_the_judges_name_and_are_none_for_the_reals_themselves(noise):
     reals = load_images("digits", (1, 32, 32)).splits["judge"][:200]
     fakes = helpers.images(200, (1, 32, 32)) if noise else reals
     spec = {"source": "shipped", "data": "digits"}
     judge = open_judge(spec, "digits", None)
     assert judge.sha256 == open_judge(spec, "digits", None).sha256
     runtime = Runtime(device=torch.device("cpu"))
-    result = evaluate(
+    result, _ = evaluate(
         config_of(judge=spec, data={"shape": [1, 32, 32]}),
         Mirror(fakes),
         images_of(reals, "digits"),
         runtime,
         judge_of({1: 0}),
-        (None, tmp_path),
+        {},
     )
-    fcd, kcd = f"fcd-digits-{judge.sha256[:8]}", f"kcd-digits-{judge.sha256[:8]}"
-    assert list(result["values"]) == [fcd, kcd]
+    values = result["values"]
+    fcd, kcd, cs = (f"{kind}-digits-{judge.sha256[:8]}" for kind in ("fcd", "kcd", "cs"))
+    shares = ["precision", "recall", "density", "coverage"]
+    assert list(values) == [fcd, kcd, f"{kcd}-error", *shares, cs]
     if noise:
-        assert result["values"][fcd] > 10
-        assert result["values"][kcd] > 0.1
+        assert values[fcd] > 10
+        assert values[kcd] > 0.1
+        assert values[cs] < 4
+        assert values["coverage"] < 0.1
     else:
-        assert result["values"][fcd] == pytest.approx(0, abs=1e-3)
-        assert result["values"][kcd] < 0  # unbiased: the reals are nearer than a fresh sample
+        assert values[fcd] == pytest.approx(0, abs=1e-3)
+        assert values[kcd] < 0  # unbiased: the reals are nearer than a fresh sample
+        assert 9 < values[cs] <= 10
+        assert [values[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
 
 
 def test_features_of_reals_are_kept_for_their_own_data_only(monkeypatch):
@@ -264,16 +271,16 @@ def test_features_of_reals_are_kept_for_their_own_data_only(monkeypatch):
     class Counting:
         sha256, metrics = judge.sha256, judge.metrics
 
-        def features(self, images, probabilities):
+        def features(self, images, *, probabilities=True):
             seen.append(len(images))
             return judge.features(images, probabilities=probabilities)
 
     judging._kept.cache_clear()
     first, second = helpers.images(30, (1, 32, 32)), helpers.images(30, (1, 32, 32)) // 2
     for reals, name in ((first, "a"), (first, "a"), (second, "b")):
-        judging._Eye(Counting(), reals, name).distances(first[:20])
+        judging._Eye(Counting(), Counting(), reals, None, name).look(first[:20], None)
     judging._kept.cache_clear()
-    assert seen == [30, 20, 20, 30, 20]
+    assert seen == [20, 30, 20, 20, 30]
 
 
 def numbered(n, channels):
@@ -293,13 +300,16 @@ def test_a_grid_has_the_images_in_reading_order(tmp_path, channels):
         assert (part == expected).all()
 
 
-def test_the_grid_shows_the_first_images_of_the_last_step(tmp_path):
-    measured(ConstantGAN(), helpers.images(40), {4: -9, 5: 0}, tmp_path, grid=True)
-    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert sheet.shape == (4 * 8, 8 * 8)
-    latents = torch.randn(40, 3, generator=rng(0, "judge-latents", 0))[:32, 0]
-    expected = ((latents.clamp(-1, 1) + 1) * 127.5).round().reshape(4, 8).numpy()
-    assert np.abs(sheet[::8, ::8].astype(float) - expected).max() <= 1
+def test_the_images_that_come_back_are_those_of_the_last_step():
+    runtime = Runtime(device=torch.device("cpu"))
+    levels = judge_of({4: -9, 5: 0})
+    _, made = evaluate(
+        config_of(), ConstantGAN(), images_of(helpers.images(40)), runtime, levels, {}
+    )
+    assert (made.shape, made.dtype) == ((40, 1, 8, 8), torch.uint8)
+    latents = torch.randn(40, 3, generator=rng(0, "judge-latents", 0))[:, 0]
+    expected = ((latents.clamp(-1, 1) + 1) * 127.5).round()
+    assert (made[:, 0, 0, 0] - expected).abs().max() <= 1
 
 
 def test_which_judge_is_taken(tmp_path, monkeypatch):
@@ -317,6 +327,101 @@ def test_which_judge_is_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TOMBOLA_INCEPTION", str(tmp_path / "inception.pt"))
     assert choose_judge(DCGAN(), mine) == choose_judge(VAE(), digits) == {"source": "inception"}
     assert choose_judge(LinearAE(), digits) is None
+
+
+def test_which_classifier_is_taken(tmp_path, monkeypatch):
+    digits = load_images("digits", (1, 32, 32))
+    shipped = choose_judge(VAE(), digits)
+    for task in (LinearAE(), VAE(), DCGAN()):
+        assert choose_classifier(task, digits, "auto") == shipped
+        assert choose_classifier(task, digits, "none") is None
+        unlabelled = images_of(digits.splits["judge"])
+        assert choose_classifier(task, unlabelled, "judge") is None
+    other = dataclasses.replace(digits, name="other")
+    # An autoencoder alone needs no judge: an hour of training one has to be asked for.
+    assert choose_classifier(LinearAE(), other, "auto") is None
+    assert choose_classifier(LinearAE(), other, "judge") == {"source": "run"}
+    assert choose_classifier(VAE(), other, "auto") == {"source": "run"}
+    (tmp_path / "inception.pt").write_bytes(b"")
+    monkeypatch.setenv("TOMBOLA_INCEPTION", str(tmp_path / "inception.pt"))
+    assert choose_classifier(VAE(), other, "auto") is None
+    assert choose_classifier(VAE(), digits, "auto") == shipped
+
+
+class Repeater(Task):
+    """An autoencoder without fault, but for the images that it turns to black."""
+
+    family = "autoencoder"
+    size, channels = 8, 1
+
+    def networks(self, shape):
+        return {"n": Level()}
+
+    def reconstruct(self, networks, images):
+        again = images.clone()
+        again[int(networks["n"].level) :] = -1
+        return again
+
+
+def test_the_accuracy_of_reconstructions_is_that_of_their_labels():
+    digits = load_images("digits", (1, 8, 8))
+    labels = digits.labels["judge"]
+    spec = {"source": "shipped", "data": "digits"}
+    classifier = open_judge(spec, "digits", None)
+    _, probabilities = classifier.features(digits.splits["judge"][:100])
+    right = probabilities.argmax(1) == labels[:100].numpy()
+    _, of_black = classifier.features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    guessed = (labels[60:100] == int(of_black[0].argmax())).sum()
+    runtime = Runtime(device=torch.device("cpu"))
+    result, _ = evaluate(
+        config_of(classifier=spec, samples=100),
+        Repeater(),
+        digits,
+        runtime,
+        judge_of({1: 100, 2: 60}),
+        {},
+    )
+    assert result["by_step"]["1"]["accuracy"] == right.mean() > 0.95
+    assert result["values"]["accuracy"] == (right[:60].sum() + int(guessed)) / 100
+    assert set(result["values"]) == {"reconstruction_error", "accuracy"}
+
+
+def test_class_shares_literal():
+    probabilities = np.array([[0.95, 0.05, 0], [0.9, 0.1, 0], [0.2, 0.3, 0.5], [0, 0.08, 0.92]])
+    assert class_shares(probabilities) == {
+        "confident": 0.5,  # 0.9 itself is not above 0.9
+        "class-00": 0.5,
+        "class-01": 0,
+        "class-02": 0.5,
+    }
+    assert class_shares(np.full((3, 101), 1 / 101)) == {"confident": 0}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_samples_of_a_gan_are_told_apart_by_class(same):
+    """In one look where the judge is the classifier, in one more where it is Inception."""
+    images = load_images("digits", (1, 32, 32))
+    reals = images.splits["judge"][:300]
+    classifier = open_judge({"source": "shipped"}, "digits", None)
+    looks = []
+
+    class Looking:
+        sha256, metrics = classifier.sha256 if same else "other", classifier.metrics
+
+        def features(self, images, *, probabilities=True):
+            looks.append(probabilities)
+            return classifier.features(images, probabilities=probabilities)
+
+    judging._kept.cache_clear()
+    eye = judging._Eye(Looking(), classifier, reals, images.labels["judge"], "reals")
+    values = eye.look(reals, None)
+    judging._kept.cache_clear()
+    guesses = classifier.features(reals)[1].argmax(1)
+    for number in range(10):
+        assert values[f"class-{number:02d}"] == (guesses == number).mean()
+    assert values["confident"] > 0.9
+    assert looks == [True, False]
+    assert "accuracy" not in values
 
 
 def test_the_judges_length_is_asked_or_by_its_recipe(tmp_path, monkeypatch):
@@ -367,8 +472,8 @@ def test_data_without_a_judge_train_one_as_a_run(unlabelled):
     assert "accuracy" not in record
     names = {row.metric for row in unlabelled.rows}
     kinds = {name.partition("-")[0] for name in names}
-    assert kinds == {"fcd", "kcd"}
-    assert all(name.split("-")[1:3] == ["folder", "images"] for name in names)
+    assert kinds == {"fcd", "kcd", "cs", *SHARES}
+    assert all(name.split("-")[1:3] == ["folder", "images"] for name in names - SHARES)
     assert {row.n for row in unlabelled.rows} == {6}
 
 
@@ -379,7 +484,8 @@ def test_a_judge_that_fails_its_gate_gives_no_verdict(unlabelled):
     assert judge["gate"]["passed"] is False
     assert judge["gate"]["reasons"]
     assert summary["primary"].startswith("fcd-folder-images-")
-    assert {name.partition("-")[0] for name in summary["verdicts"]} == {"fcd", "kcd"}
+    judged = {name.partition("-")[0] for name in summary["verdicts"]}
+    assert judged == {"fcd", "kcd", "cs", *SHARES}
     for metric, verdict in summary["verdicts"].items():
         assert verdict["state"] == "undecided"
         assert verdict["reason"] == "judge failed its gate"
@@ -425,13 +531,15 @@ def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeyp
     assert sorted(record["config"]["sampling_seed"] for record in dense) == [0, 1, 2, 3]
     assert [record["config"]["grid"] for record in dense].count(True) == 1
     spread = result.summary["sampling_sd"]
-    assert {name.partition("-")[0] for name in spread} == {"fcd", "kcd"}
+    kinds = {name.partition("-")[0] for name in spread}
+    assert kinds == {"fcd", "kcd", "cs", "confident", "class", *SHARES}
     for metric, value in spread.items():
         values = [record["values"][metric] for record in dense]
         assert value == pytest.approx(statistics.stdev(values))
-        assert value > 0
+        if metric[1:3] == "cd":
+            assert value > 0
     # Only the first sampling seed is in the table.
-    assert len(result.rows) == 2 * 2
+    assert len(result.rows) == 2 * len(spread)
 
 
 def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):
@@ -453,3 +561,4 @@ def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):
     assert mean["judge dense"] < 0
     assert result.summary["sampling_sd"] == {}
     assert result.summary["judge"] is None
+    assert result.summary["classifier"]["source"] == "shipped"

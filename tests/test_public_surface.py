@@ -58,10 +58,11 @@ COMMANDS = {
     "inspect": {"FILE", "--json"},
     "verify": {"FILE"},
     "report": {"DIR"},
+    "figure": {"DIR", "--images", "--sparsity"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
 }
-TO_COME = {"figure", "export", "transfer", "run", "publish", "reproduce"}
+TO_COME = {"export", "transfer", "run", "publish", "reproduce"}
 
 SECTIONS = {
     "task": {"name", "preset", "options"},
@@ -78,7 +79,7 @@ SECTIONS = {
         "controls",
         "seeds",
     },
-    "judge": {"samples", "sampling_seeds", "steps"},
+    "judge": {"samples", "sampling_seeds", "steps", "downstream"},
     "verdict": {"margins"},
     "run": {"workers", "threads", "device", "keep"},
 }
@@ -101,6 +102,7 @@ TASK = {
     "options",
     "presets",
     "reconstruct",
+    "role",
     "roles",
     "sample",
     "schedule",

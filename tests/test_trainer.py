@@ -9,6 +9,7 @@ from torch import nn
 from helpers import TinyAE, TinyGAN, run, same, trainer
 from tombola.errors import ConfigError, DivergedError, TicketError
 from tombola.sparsity.masks import ones, prunable
+from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top
 from tombola.tasks.base import Task, Turn
 from tombola.training.checkpoint import load_state, save_state
@@ -142,6 +143,21 @@ def test_a_loss_that_is_not_finite_names_its_step():
     with pytest.raises(DivergedError) as error:
         run(trainer(Exploding()), 10)
     assert error.value.step == 3
+
+
+def test_the_discriminator_is_judged_as_it_is():
+    averaged = run(trainer(TinyGAN(), ema=0.9), 5)
+    judged = averaged.judged_weights()
+    live = {
+        f"{name}.{key}": value
+        for name, network in averaged.networks.items()
+        for key, value in plain_state(network).items()
+    }
+    assert judged.keys() == live.keys()
+    for name, value in judged.items():
+        if name.startswith("discriminator"):
+            assert torch.equal(value, live[name])
+    assert not torch.equal(judged["generator.1.weight"], live["generator.1.weight"])
 
 
 def test_average_is_the_exponential_one():

@@ -44,3 +44,12 @@ class Unjudgeable(helpers.TinyAE):
     def reconstruct(self, networks, images):
         made = super().reconstruct(networks, images)
         return made if torch.is_grad_enabled() else made / 0
+
+
+class NoDenormals(TinyAE):
+    """Fails in a process that computes with denormal numbers; the trial step is not in one."""
+
+    def loss(self, turn, networks, images):
+        faded = torch.full((1 << 20,), 1e-30).mul_(1e-10)
+        assert len(images) == 2 or not faded.any(), "denormal numbers are there"
+        return super().loss(turn, networks, images)

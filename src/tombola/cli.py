@@ -17,7 +17,6 @@ from tombola.errors import ConfigError, UserError, unknown
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 TO_COME = {
-    "figure": "every model",
     "export": "early bird",
     "transfer": "travel",
     "run": "travel",
@@ -171,6 +170,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     verify.add_argument("file", metavar="FILE", help="a ticket or model file")
     report = command("report", "Write report.html again from what is there.")
     report.add_argument("dir", metavar="DIR", help="a folder that find or train wrote")
+    figure = command("figure", "Draw what each arm makes at each sparsity: PNG and SVG.")
+    figure.add_argument("dir", metavar="DIR", help="a folder that find has written")
+    figure.add_argument(
+        "--images", type=int, default=16, metavar="N", help="images in a cell (default: 16)"
+    )
+    figure.add_argument(
+        "--sparsity",
+        metavar="S[,S]",
+        help="the nearest levels to these, such as 0.5,0.9 (default: six, evenly)",
+    )
     listing = command("list", "What exists: tasks, data, methods or metrics.")
     listing.add_argument("what", choices=("tasks", "data", "methods", "metrics"))
     listing.add_argument("--json", action="store_true", help="print a JSON list")

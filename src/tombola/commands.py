@@ -265,15 +265,31 @@ def do_verify(options: argparse.Namespace) -> int:
 
 def do_report(options: argparse.Namespace) -> int:
     """``tombola report``."""
-    out = Path(options.dir)
-    if not (out / "config.json").is_file():  # told before the page's plots are imported
-        what = "has no config.json" if out.is_dir() else "is no directory"
-        raise ConfigError(
-            f"{options.dir!r} {what}; give the directory that tombola find or train wrote"
-        )
+    out = _run_directory(options.dir)
     from tombola.report.page import write_report
 
     print(write_report(out))
+    return 0
+
+
+def _run_directory(given: str) -> Path:
+    """The directory as a path; ConfigError, before plots are imported, if no search wrote it."""
+    out = Path(given)
+    if not (out / "config.json").is_file():
+        what = "has no config.json" if out.is_dir() else "is no directory"
+        raise ConfigError(f"{given!r} {what}; give the directory that tombola find or train wrote")
+    return out
+
+
+def do_figure(options: argparse.Namespace) -> int:
+    """``tombola figure``."""
+    out = _run_directory(options.dir)
+    wanted = [text.strip() for text in (options.sparsity or "").split(",") if text.strip()]
+    sparsities = [float(values.decimal_fraction("sparsity", text)) for text in wanted]
+    from tombola.report.figure import write_figure
+
+    for path in write_figure(out, images=options.images, sparsities=sparsities):
+        print(path)
     return 0
 
 
@@ -297,17 +313,22 @@ def do_list(options: argparse.Namespace) -> int:
 
 
 def _metric_names() -> list[str]:
+    from tombola.metrics.judge_files import metric_names
     from tombola.metrics.rules import CURVE_ONLY
 
     built = (
         "reconstruction_error",
         "elbo",
         "reconstruction",
+        "accuracy",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "class-<nn>",
         *CURVE_ONLY,
-        "fid",
-        "kid",
-        "fcd-<data>-<hash8>",
-        "kcd-<data>-<hash8>",
+        *metric_names("inception").values(),
+        *metric_names("<data>-<hash8>").values(),
     )
     return sorted(set(built))
 

@@ -22,6 +22,7 @@ METHODS = ("imp", "one-shot")
 METHODS_TO_COME = ("early-bird", "snip", "grasp", "synflow", "random")
 CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain")
 CONTROLS_TO_COME = ("thin-parameters", "thin-flops", "random-channels", "dense-long")
+DOWNSTREAM = ("auto", "judge", "none")
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
 MOST = 1000
@@ -162,6 +163,8 @@ class JudgeSection:
     """At most this many real images and as many fakes."""
     sampling_seeds: int = 3
     """How often one dense network is sampled anew to show the judge's own noise."""
+    downstream: str = "auto"
+    """Which classifier says what images are of: auto (where one is at hand), judge, or none."""
     steps: int = 0
     """Training length of a data set's own classifier; 0 = as its recipe says, at least 1,500."""
 
@@ -169,6 +172,7 @@ class JudgeSection:
         _integer("judge.samples", self.samples, low=2)
         _integer("judge.sampling_seeds", self.sampling_seeds, low=1)
         _integer("judge.steps", self.steps, low=0)
+        _one_of("judge.downstream", self.downstream, DOWNSTREAM)
 
 
 @dataclass(frozen=True, kw_only=True)

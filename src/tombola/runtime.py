@@ -48,8 +48,6 @@ class Runtime:
     def open(device: str = "auto", precision: str = "fp32", threads: int = 1) -> Runtime:
         """Check the device, set the thread count of this process and return the runtime.
 
-        Denormal numbers count as zero from here on in this thread and those that it starts: the
-        moments of a dead unit fade into them, and some processors then train ten times slower.
         ConfigError for a device that is not there or a precision that it does not have.
         """
         chosen = resolve_device(device)
@@ -59,7 +57,6 @@ class Runtime:
             )
         if precision == "fp16" and chosen.type != "cuda":
             raise ConfigError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
-        torch.set_flush_denormal(True)
         torch.set_num_threads(threads)
         return Runtime(device=chosen, precision=precision, threads=threads)
 

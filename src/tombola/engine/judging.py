@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.sources import Images
+from tombola.metrics.downstream import accuracy, class_shares
 from tombola.metrics.features import (
+    Floats,
     Judge,
     find_inception,
     load_judge,
@@ -23,7 +25,8 @@ from tombola.metrics.features import (
     shipped_judge,
 )
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.metrics.scores import active_units, kid
+from tombola.metrics.pairs import Cloud, compare
+from tombola.metrics.scores import active_units, inception_score
 from tombola.runtime import Runtime, rng
 from tombola.tasks.base import Networks, Task
 from tombola.training.trainer import load_weights, prepare
@@ -43,19 +46,22 @@ def evaluate(
     images: Images,
     runtime: Runtime,
     weights: Mapping[int, Loader],
-    paths: tuple[Path | None, Path],
-) -> dict[str, Any]:
-    """Judge one training at its steps, ascending; writes ``grid.png`` of the last one if asked.
+    judges: Mapping[str, Path],
+) -> tuple[dict[str, Any], Tensor]:
+    """Judge one training at its steps, ascending: a record, and the last one's images (uint8).
 
-    Returns ``values`` (metric -> judged value: the median over the steps for GANs, else the last),
-    ``by_step`` (step -> metric -> value), ``n`` (images) and ``step`` (the last). ``paths``: the
-    file of a judge trained as a run, if any, and the folder that the grid goes to.
+    The record has ``values`` (metric -> judged value: the median over the steps for GANs, else the
+    last), ``by_step`` (step -> metric -> value), ``n`` (images) and ``step`` (the last).
+    ``judges``: the files of those that were trained as runs, by role: ``judge``, which compares
+    samples with reals, and ``classifier``, which says what they are.
     """
-    judge_path, folder = paths
     reals = images.splits["judge"][: config["samples"]]
     latents = _latents(task, len(reals), config["sampling_seed"])
-    judge = open_judge(config["judge"], images.name, judge_path, str(runtime.device))
-    eye = _Eye(judge, reals, images.sha256)
+    judge, classifier = (
+        open_judge(config[role], images.name, judges.get(role), str(runtime.device))
+        for role in ("judge", "classifier")
+    )
+    eye = _Eye(judge, classifier, reals, images.labels["judge"], images.sha256)
     networks = task.networks(tuple(config["data"]["shape"]))
     prepare(networks, runtime)
     for network in networks.values():
@@ -65,8 +71,6 @@ def evaluate(
         load_weights(networks, load())
         by_step[str(step)], made = _measure(task, networks, reals, latents, eye, runtime)
     last = max(weights)
-    if config["grid"]:
-        save_grid(folder / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
     names = by_step[str(last)]
     values = {
         name: statistics.median(row[name] for row in by_step.values())
@@ -74,36 +78,65 @@ def evaluate(
         else names[name]
         for name in names
     }
-    return {"values": values, "by_step": by_step, "n": len(reals), "step": last}
+    return {"values": values, "by_step": by_step, "n": len(reals), "step": last}, made
 
 
 class _Eye:
-    """A judge and what it has seen of the real images, kept from network to network."""
+    """Judge and classifier, and what is known of the real images, kept from network to network."""
 
-    def __init__(self, judge: Judge | None, reals: Tensor, data_sha256: str) -> None:
-        self.judge = judge
-        self.reals = reals
+    def __init__(
+        self,
+        judge: Judge | None,
+        classifier: Judge | None,
+        reals: Tensor,
+        labels: Tensor | None,
+        data_sha256: str,
+    ) -> None:
+        self.judge, self.classifier = judge, classifier
+        self.reals, self.labels = reals, labels
         self.data_sha256 = data_sha256
 
-    def distances(self, fakes: Tensor) -> dict[str, float]:
-        """Frechet and kernel distance of uint8 fakes to the reals, by the judge's metric names."""
-        if self.judge is None:
-            return {}
-        reference, features = self._real_features(self.judge)
-        seen, _ = self.judge.features(fakes, probabilities=False)
-        names = self.judge.metrics
+    def look(self, samples: Tensor | None, reconstructions: Tensor | None) -> dict[str, float]:
+        """What the two networks see in uint8 images (N, C, H, W), by metric name."""
+        values: dict[str, float] = {}
+        probabilities: Floats | None = None
+        if self.judge is not None and samples is not None:
+            features, probabilities = self.judge.features(samples)
+            assert probabilities is not None
+            values |= self.distances(self.judge, features)
+            values[self.judge.metrics["score"]] = inception_score(probabilities)
+        if self.classifier is None:
+            return values
+        if reconstructions is not None and self.labels is not None:
+            labels = self.labels[: len(reconstructions)]
+            values["accuracy"] = accuracy(self.classifier, reconstructions, labels)
+        elif samples is not None:
+            if self.judge is None or self.judge.sha256 != self.classifier.sha256:
+                _, probabilities = self.classifier.features(samples)
+            assert probabilities is not None
+            values |= class_shares(probabilities)
+        return values
+
+    def distances(self, judge: Judge, features: Floats) -> dict[str, float]:
+        """How far features of samples are from those of the reals, by metric name."""
+        gaussian, cloud = self._reals_seen(judge)
+        names = judge.metrics
+        between = compare(cloud, Cloud(features))
+        renamed = {"kid": names["kernel"], "kid_error": names["error"]}
         return {
-            names["frechet"]: frechet_distance(reference, Gaussian.of(seen), root=reference.root()),
-            names["kernel"]: kid(features, seen)[0],
+            names["frechet"]: frechet_distance(
+                gaussian, Gaussian.of(features), root=gaussian.root()
+            ),
+            **{renamed.get(name, name): value for name, value in between.items()},
         }
 
-    def _real_features(self, judge: Judge) -> tuple[Gaussian, Any]:
-        """The judge's features of the real images, computed once a process."""
+    def _reals_seen(self, judge: Judge) -> tuple[Gaussian, Cloud]:
+        """What the judge sees in the real images, computed once a process."""
         kept = _kept((judge.sha256, self.data_sha256, tuple(self.reals.shape)))
         if not kept:
             features, _ = judge.features(self.reals, probabilities=False)
-            kept.update(reference=Gaussian.of(features), features=features)
-        return kept["reference"], kept["features"]
+            kept.update(gaussian=Gaussian.of(features), cloud=Cloud(features))
+        return kept["gaussian"], kept["cloud"]
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +183,8 @@ def _measure(
 ) -> tuple[dict[str, float], Tensor]:
     """All metrics of one network from one pass, and its images (N, C, H, W) uint8."""
     parts: dict[str, list[Tensor]] = {}
-    made: list[Tensor] = []
+    sampled: list[Tensor] = []
+    repeated: list[Tensor] = []
     with torch.no_grad():
         for start in range(0, len(reals), BATCH):
             images = normalise(reals[start : start + BATCH].to(runtime.device))
@@ -159,12 +193,17 @@ def _measure(
             if task.family != "gan":
                 again = task.reconstruct(networks, images)
                 row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
-            made.append(to_uint8(task.sample(networks, z) if task.latent else again).cpu())
+                repeated.append(to_uint8(again).cpu())
+            if task.latent:
+                sampled.append(to_uint8(task.sample(networks, z)).cpu())
             for name, value in row.items():
                 parts.setdefault(name, []).append(value.double().cpu())
-    fakes = torch.cat(made)
     joined = {name: torch.cat(values) for name, values in parts.items()}
-    return {**_summaries(joined), **eye.distances(fakes)}, fakes
+    samples, reconstructions = (torch.cat(each) if each else None for each in (sampled, repeated))
+    values = {**_summaries(joined), **eye.look(samples, reconstructions)}
+    shown = reconstructions if samples is None else samples
+    assert shown is not None
+    return values, shown
 
 
 def _summaries(parts: Mapping[str, Tensor]) -> dict[str, float]:

@@ -22,6 +22,9 @@ from tombola.runs.store import Store, write_json
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
 
+COMPARISONS = ("fcd", "kcd", "cs", "precision", "recall", "density", "coverage")
+"""Kinds of metrics in which a judge compares samples with reals."""
+
 
 def task_name(setting: Setting) -> str:
     """The task's name in tables: as registered, or the class of a user's file."""
@@ -60,6 +63,7 @@ def resolved(setting: Setting, command: str) -> dict[str, Any]:
             "step_macs": setting.work.step_macs,
             "sample_macs": setting.work.sample_macs,
             "judge": dict(setting.judge) if setting.judge else None,
+            "classifier": dict(setting.classifier) if setting.classifier else None,
         },
         "versions": versions(),
         "git_commit": _git_commit(),
@@ -211,18 +215,22 @@ class Output:
             "collapsed": dict(self._collapsed()),
             "convergence": self._convergence(verdicts["primary"]),
             "sampling_sd": self._sampling_sd(),
-            "judge": self._judge(),
+            "judge": self._network_behind(self.setting.judge),
+            "classifier": self._network_behind(self.setting.classifier),
         }
 
     def _gate(self, verdicts: Mapping[str, Any]) -> None:
-        """A judge that failed its gate gives curves, but no verdict."""
-        gate = (self._judge() or {}).get("gate")
+        """A classifier that failed its gate gives curves, but no verdict."""
+        trained = {"source": "run"}
+        own = {"accuracy"} if self.setting.classifier == trained else set()
+        own |= set(COMPARISONS) if self.setting.judge == trained else set()
+        gate = (self._network_behind(trained) or {}).get("gate") if own else None
         if gate is None or gate["passed"]:
             return
         why = "; ".join(gate["reasons"])
         for arm in verdicts["arms"].values():
             for metric, verdict in arm.items():
-                if metric_kind(metric) in ("fcd", "kcd", "cs"):
+                if metric_kind(metric) in own:
                     text = f"No verdict on {metric}: its judge failed its gate ({why})."
                     verdict.update(
                         state="undecided",
@@ -280,11 +288,11 @@ class Output:
             for metric in records[0]["values"]
         }
 
-    def _judge(self) -> dict[str, Any] | None:
-        """What the judge is: its source, and the gates of one that was trained here."""
-        node = next((n for n in self.plan.graph if n.kind == "judge"), None)
-        if node is None:
-            return dict(self.setting.judge) if self.setting.judge else None
+    def _network_behind(self, spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """What judge or classifier is: its source, and the gates of one that was trained here."""
+        if spec != {"source": "run"}:
+            return dict(spec) if spec else None
+        node = next(n for n in self.plan.graph if n.kind == "judge")
         record = self.record(node.hash)
         kept = ("data", "accuracy", "gate", "labelled", "steps")
         return {"source": "run", **{k: record[k] for k in kept if k in record}}

@@ -23,7 +23,7 @@ from torch import Tensor
 from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier
-from tombola.engine.judging import evaluate
+from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, evaluate, save_grid
 from tombola.errors import ConfigError, DivergedError, UserError
 from tombola.recipes.recipes import judged_steps
 from tombola.registry import CRITERIA, TASKS
@@ -319,17 +319,21 @@ def evaluation(node: Node, context: Context) -> None:
     trained = context.store.path(node.parents["train"])
     runtime = context.runtime(config)
     weights = {step: _Weights(trained, step) for step in config["steps"]}
-    judge_path = None
-    if "judge" in node.parents:
-        judge_path = context.store.path(node.parents["judge"]) / "judge.safetensors"
-    record = evaluate(
+    judges = {
+        role: context.store.path(node.parents[role]) / "judge.safetensors"
+        for role in ("judge", "classifier")
+        if role in node.parents
+    }
+    record, made = evaluate(
         config,
         context.make_task(config),
         context.images(tuple(config["data"]["shape"])),
         runtime,
         weights,
-        (judge_path, part),
+        judges,
     )
+    if config["grid"]:
+        save_grid(part / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
     bad = [name for name, value in record["values"].items() if not math.isfinite(value)]
     if bad:
         # Weights can be finite and what they make not: no number stands for such a network.

@@ -67,7 +67,7 @@ class Judge:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Metric names by kind: ``frechet``, ``kernel`` and ``score``."""
+        """Metric names by kind: ``frechet``, ``kernel``, ``error`` (of the latter), ``score``."""
         return metric_names(self.name)
 
     def features(

@@ -62,14 +62,19 @@ def shipped_judge(data: str) -> Path | None:
 
 
 def metric_names(judge: str) -> dict[str, str]:
-    """Names of the Frechet distance, kernel distance and class score under a judge, by kind.
+    """Names of a judge's Frechet and kernel distance, that one's error, and class score, by kind.
 
     ``inception`` gives fid, kid and is; any other judge's name is part of the names, so that
     numbers of two judges never meet in one column.
     """
     if judge == INCEPTION:
-        return {"frechet": "fid", "kernel": "kid", "score": "is"}
-    return {"frechet": f"fcd-{judge}", "kernel": f"kcd-{judge}", "score": f"cs-{judge}"}
+        return {"frechet": "fid", "kernel": "kid", "error": "kid-error", "score": "is"}
+    return {
+        "frechet": f"fcd-{judge}",
+        "kernel": f"kcd-{judge}",
+        "error": f"kcd-{judge}-error",
+        "score": f"cs-{judge}",
+    }
 
 
 def weights_sha256(weights: Mapping[str, NDArray[Any]]) -> str:

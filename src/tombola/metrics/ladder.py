@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tombola.metrics.downstream import accuracy
 from tombola.metrics.features import Judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.judge_files import ACCURACY_GATES
@@ -56,13 +57,6 @@ def gate(
         if wanted is not None and not result["accuracy"] >= wanted:
             reasons.insert(0, f"accuracy {result['accuracy']:.4f} is below {wanted}")
     return {"passed": not reasons, "reasons": reasons, **result}
-
-
-def accuracy(judge: Judge, images: Tensor, labels: Tensor) -> float:
-    """Share of the images whose most probable class is their label."""
-    _, probabilities = judge.features(images)
-    assert probabilities is not None
-    return float((probabilities.argmax(1) == labels.numpy()).mean())
 
 
 def climb(

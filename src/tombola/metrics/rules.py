@@ -10,7 +10,7 @@ from typing import Literal
 
 from tombola.errors import ConfigError, unknown
 
-CURVE_ONLY = ("discriminator_loss", "kl", "active_units")
+CURVE_ONLY = ("discriminator_loss", "kl", "active_units", "confident")
 """Metrics that are drawn but never judged; so is any metric without a rule."""
 _JUDGE_NAME = re.compile(r"(fcd|kcd|cs)-.+-[0-9a-f]{8}")
 

@@ -271,6 +271,7 @@ def evaluation(
         "data": training.config["data"],
         "steps": list(judged_steps(setting.task.family, setting.steps)),
         "judge": dict(setting.judge) if setting.judge else None,
+        "classifier": dict(setting.classifier) if setting.classifier else None,
         "samples": setting.config.judge.samples,
         "sampling_seed": sampling_seed,
         "grid": seed == 0 and sampling_seed == 0,
@@ -278,14 +279,17 @@ def evaluation(
         "threads": setting.threads,
     }
     parents = {"train": train}
-    if judge is not None:
-        parents["judge"] = judge
+    for role in ("judge", "classifier"):
+        spec = config[role]
+        if spec is not None and spec["source"] == "run":
+            assert judge is not None
+            parents[role] = judge
     return graph.add(Node("evaluate", config, parents, f"judge {training.label}"))
 
 
 def _judge(setting: Setting, graph: Graph) -> str | None:
     """The training of the data set's own classifier, where none is at hand; its hash or None."""
-    if setting.judge is None or setting.judge["source"] != "run":
+    if {"source": "run"} not in (setting.judge, setting.classifier):
         return None
     config = {
         "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},

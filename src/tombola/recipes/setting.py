@@ -66,6 +66,8 @@ class Setting:
     work: Work
     judge: Mapping[str, Any] | None
     """Name, source and hash of the judge; None where nothing is sampled."""
+    classifier: Mapping[str, Any] | None
+    """The same of the network that says what images are of; None without labels, or not asked."""
 
     def base(self, precision: str) -> dict[str, Any]:
         """The part of the config that every training run's name contains."""
@@ -196,6 +198,7 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         prunable={name: tuple(pool) for name, pool in pools.items()},
         work=work,
         judge=choose_judge(task, images),
+        classifier=choose_classifier(task, images, config.judge.downstream),
     )
     _check_arms(setting)
     return setting
@@ -263,6 +266,22 @@ def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
     shipped = shipped_judge(images.name)
     if shipped is not None:
         return {"source": "shipped", "data": images.name, "sha256": file_sha256(shipped)}
+    return {"source": "run"}
+
+
+def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, Any] | None:
+    """Which network says what reconstructions and samples are of; None without labels.
+
+    ``downstream``: ``judge`` = the data set's own classifier, trained if need be; ``auto`` = the
+    same, but for autoencoders, which need no judge, only where it ships; ``none``.
+    """
+    if not images.classes or downstream == "none":
+        return None
+    shipped = shipped_judge(images.name)
+    if shipped is not None:
+        return {"source": "shipped", "data": images.name, "sha256": file_sha256(shipped)}
+    if downstream == "auto" and choose_judge(task, images) != {"source": "run"}:
+        return None
     return {"source": "run"}
 
 

@@ -19,6 +19,10 @@ ARMS = (DENSE, TICKET, "reinit", "shuffle", "erk", "reinit-chain")
 """Known arms in the order in which they are shown; others follow by name."""
 
 
+PART = re.compile(r".+-error|class-[0-9]+")
+"""Metrics that are part of another number."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One arm at one level, over its training seeds."""
@@ -100,8 +104,12 @@ def label_of(search: SearchKey, searches: Sequence[SearchKey]) -> str:
 
 
 def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
-    """Metric -> its curves, search by search, the dense point first; the last step counts."""
-    metrics = sorted({row.metric for row in rows} - {DIVERGED, NOT_RUN})
+    """Metric -> its curves, search by search, the dense point first; the last step counts.
+
+    Parts of another number (an error, the share of each class) have no curve of their own.
+    """
+    measured = {row.metric for row in rows} - {DIVERGED, NOT_RUN}
+    metrics = sorted(metric for metric in measured if not PART.fullmatch(metric))
     curves: dict[str, list[Curve]] = {metric: [] for metric in metrics}
     for search in searches_of(rows):
         runs: dict[tuple[str, int], dict[str, dict[int, Row]]] = {}

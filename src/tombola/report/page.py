@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tombola.errors import ConfigError
 from tombola.metrics.sentences import percent
 from tombola.metrics.statistics import SearchKey, arm_name
 from tombola.report import plots, tables
@@ -30,13 +28,12 @@ from tombola.report.curves import (
     label_of,
     searches_of,
 )
+from tombola.report.folder import read_folder, write_file
 from tombola.report.pictures import data_uri, embedded, gallery_of
-from tombola.runs.results import CostRow, Row, read_costs, read_results
-from tombola.runs.store import write_atomic
+from tombola.runs.results import CostRow, Row
 
 REPORT = "report.html"
 _FILES = Path(__file__).parent / "files"
-_NEEDED = ("config.json", "results.csv", "summary.json")
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
 _HASH = re.compile(r"[0-9a-f]{32,128}")
 
@@ -48,39 +45,11 @@ def write_report(out: Path) -> Path:
     missing). ConfigError if ``out`` is no run directory, DataError if a file in it is not as it
     should be.
     """
-    out = Path(out)
-    missing = [name for name in _NEEDED if not (out / name).is_file()]
-    if missing:
-        what = "is no directory" if not out.is_dir() else f"has no {', '.join(missing)}"
-        raise ConfigError(
-            f"{str(out)!r} {what}; give the directory that tombola find or train wrote"
-        )
-    page = _Page(
-        out=out,
-        config=_read_json(out / "config.json"),
-        summary=_read_json(out / "summary.json"),
-        rows=read_results(out / "results.csv"),
-        costs=read_costs(out / "costs.csv") if (out / "costs.csv").is_file() else [],
-    )
-    path = out / REPORT
-    try:
-        write_atomic(path, _render(page.context()).encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; make the directory writable "
-                          "or free some space") from error  # fmt: skip
+    folder = read_folder(Path(out))
+    page = _Page(**vars(folder))
+    path = folder.out / REPORT
+    write_file(path, _render(page.context()).encode())
     return path
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; run the search's command again to write "
-                          "it anew") from error  # fmt: skip
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object; run the search's "
-                          "command again to write it anew")  # fmt: skip
-    return value
 
 
 def _render(context: Mapping[str, Any]) -> str:
@@ -159,6 +128,7 @@ class _Page:
             "galleries": self.galleries,
             "spread": tables.spread_of(self.curves, self.summary.get("sampling_sd")),
             "sampled": bool(self.summary.get("sampling_sd")),
+            "classes": tables.classes_of(self.rows, self.searches, self.focus),
             "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
             "troubles": self.troubles,
             "no_troubles": self.no_troubles,

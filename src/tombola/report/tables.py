@@ -32,6 +32,8 @@ _LABELS = {
     "kcd": "kernel classifier distance",
     "cs": "classifier score",
     "kl": "KL divergence",
+    "accuracy": "downstream accuracy",
+    "confident": "share of clear samples",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
@@ -229,6 +231,27 @@ def spread_of(
     note = ("Training seeds: dense networks trained anew. Sampling seeds: one dense network judged "
             "anew on other latents; a dash where nothing is drawn.")  # fmt: skip
     return Table("Two kinds of spread, kept apart", columns, tuple(rows), note)
+
+
+def classes_of(rows: Iterable[Row], searches: Sequence[SearchKey], focus: int) -> Table | None:
+    """Which classes samples are of: the share of each, dense and at one level, over the seeds."""
+    shares: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if row.round == (0 if row.arm == DENSE else focus) and row.metric.startswith("class-"):
+            label = "" if row.arm == DENSE else label_of(key_of(row), searches)
+            shares.setdefault((row.arm, label), {}).setdefault(row.metric, []).append(row.value)
+    if not shares:
+        return None
+    classes = sorted({metric for found in shares.values() for metric in found})
+    order = sorted(shares, key=lambda key: (arm_order(key[0]), key[1]))
+    lines = [
+        (", ".join(filter(None, key)), *(number(100 * _mean(shares[key].get(name, ())), 3)
+                                         for name in classes))
+        for key in order
+    ]  # fmt: skip
+    columns = ("arm", *(str(int(name.removeprefix("class-"))) for name in classes))
+    note = "Percent of the samples, by their most probable class; mean over training seeds."
+    return Table("Classes of the samples", columns, tuple(lines), note)
 
 
 def convergence_of(changes: Any, metric: str | None) -> Table | None:

@@ -84,6 +84,10 @@ class Task:
             and isinstance(getattr(cls, name), bool | int | float | str | tuple)
         }
 
+    def role(self, network: str) -> str:
+        """What a network is: encoder, decoder, generator or discriminator; its name by default."""
+        return self.roles.get(network, network)
+
     def image_shape(self, data_channels: int) -> Shape:
         """(C, H, W) that this task works on, given how many channels the data has."""
         return (self.channels or data_channels, self.size, self.size)

@@ -45,7 +45,7 @@ class Settings:
     seed: int
     total_steps: int
     ema: float = 0.0
-    """Decay of the averaged weights; 0 = none."""
+    """Decay of the averaged weights, of all networks but discriminators; 0 = none."""
 
 
 class Trainer:
@@ -83,7 +83,8 @@ class Trainer:
         if self.hold is not None:
             self.hold.apply()
         if settings.ema:
-            self._averages = {k: v.detach().clone() for k, v in _named(networks).items()}
+            made = {n: net for n, net in networks.items() if task.role(n) != "discriminator"}
+            self._averages = {k: v.detach().clone() for k, v in _named(made).items()}
 
     def advance(self) -> None:
         """One step: every turn in order; DivergedError at a loss that is not finite."""
@@ -210,7 +211,7 @@ class Trainer:
         if self.hold is not None:
             leaks = self.hold.leaks()
             assert not leaks, f"pruned weights are not zero in {', '.join(leaks)}"
-        source = self._averages or _named(self.networks)
+        source = {**_named(self.networks), **self._averages}
         state = {name: value.detach().clone() for name, value in source.items()}
         if self.hold is not None:
             self.hold.mask_state(state)

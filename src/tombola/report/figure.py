@@ -1,0 +1,169 @@
+"""What do the networks make at each sparsity? Rows of arms by columns of sparsities, one picture.
+
+The same latents or test images in every cell, so that a place can be compared along a row and down
+a column: the paper's figures 1 and A.6 to A.8, of the first training seed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from tombola.errors import ConfigError
+from tombola.metrics.sentences import percent
+from tombola.metrics.statistics import SearchKey
+from tombola.report.curves import DENSE, arm_order, folder_of, label_of, searches_of
+from tombola.report.folder import Folder, read_folder, write_file
+from tombola.report.pictures import Gallery, Picture, gallery_of, thinned
+
+COLUMNS = 6
+"""Sparsities shown unless others are asked for, evenly over the levels."""
+IMAGES = 16
+ACROSS = 4
+"""Images in a line of a cell."""
+DOTS_PER_INCH = 200
+_CELL_INCHES = 1.15
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "tombola", "font.size": 8}
+
+
+def write_figure(
+    out: Path, *, images: int = IMAGES, sparsities: Sequence[float] = ()
+) -> list[Path]:
+    """Write ``figure.png`` and ``figure.svg`` into a run directory and return their paths.
+
+    With several searches in it one pair each, by the search's name. ``images``: how many of each
+    grid a cell shows; ``sparsities``: the levels wanted, as fractions in (0, 1), each taken as the
+    nearest there is; none = six of them, evenly. ConfigError if there is nothing to show, or less
+    than asked.
+    """
+    folder = read_folder(Path(out))
+    searches = searches_of(folder.rows)
+    several = len({search.precision for search in searches}) > 1
+    written = []
+    for search in searches:
+        gallery = gallery_of(folder.out, search, several)
+        figure = _Grid(folder, search, gallery, images).draw(sparsities)
+        end = f"-{folder_of(search, several)}" if len(searches) > 1 else ""
+        figure.suptitle(_title(folder, search, searches), x=0.01, ha="left")
+        for kind in ("png", "svg"):
+            path = folder.out / f"figure{end}.{kind}"
+            _save(figure, path, kind)
+            written.append(path)
+    return written
+
+
+class _Grid:
+    """One search's pictures by arm and round, and how many images of each are shown."""
+
+    def __init__(self, folder: Folder, search: SearchKey, gallery: Gallery, images: int) -> None:
+        if not gallery.levels:
+            raise ConfigError(
+                f"{str(folder.out)!r} has no pictures of tickets under samples/; "
+                "run the search's command again to write them anew"
+            )
+        self.side = _side(folder)
+        first = gallery.levels[0].pictures[0]
+        there = (first.width // self.side) * (first.height // self.side)
+        if not 1 <= images <= there:
+            raise ConfigError(f"images got {images}; a grid has {there}: give 1 to {there}")
+        self.gallery, self.images = gallery, images
+        self.sparsity_at = {
+            row.round: row.sparsity
+            for row in folder.rows
+            if row.round and (row.method, row.networks) == (search.method, search.networks)
+        }
+
+    def draw(self, sparsities: Sequence[float]) -> Figure:
+        """Rows of arms; columns: test images if there are any, dense, then the levels."""
+        levels = self.chosen(sparsities)
+        fixed = list(self.gallery.fixed)
+        arms = sorted({p.arm for level in levels for p in level.pictures}, key=arm_order)
+        names = ["test images" if p.arm != DENSE else "dense" for p in fixed]
+        names += [percent(self.sparsity_at[level.round]) for level in levels]
+        lines = -(-self.images // ACROSS)
+        height = _CELL_INCHES * lines / ACROSS * len(arms) + 0.55
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=(_CELL_INCHES * len(names) + 0.4, height), layout="constrained")
+            grid = figure.subplots(len(arms), len(names), squeeze=False)
+            for row, arm in enumerate(arms):
+                made = {p.arm: p for p in fixed}
+                cells = [made[p.arm] for p in fixed] + [
+                    next((p for p in level.pictures if p.arm == arm), None) for level in levels
+                ]
+                for column, picture in enumerate(cells):
+                    self.cell(grid[row, column], picture)
+                    if row == 0:
+                        grid[row, column].set_title(names[column], fontsize=8)
+                grid[row, 0].set_ylabel(arm)
+        return figure
+
+    def chosen(self, sparsities: Sequence[float]) -> list[Any]:
+        """The levels to show, each once, ascending."""
+        levels = self.gallery.levels
+        if not sparsities:
+            return thinned(levels, COLUMNS, ())
+        nearest = {
+            min(levels, key=lambda level: abs(self.sparsity_at[level.round] - wanted)).round
+            for wanted in sparsities
+        }
+        return [level for level in levels if level.round in nearest]
+
+    def cell(self, axes: Axes, picture: Picture | None) -> None:
+        """The first images of a grid, or a dash where an arm has none (it diverged)."""
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if picture is None:
+            axes.text(0.5, 0.5, "-", ha="center", va="center", transform=axes.transAxes)
+            return
+        axes.imshow(self.first_images(picture.path), interpolation="nearest", aspect="equal")
+
+    def first_images(self, path: Path) -> NDArray[np.uint8]:
+        """The first images of a grid, four across, as RGB; white where a line is not full."""
+        with Image.open(path, formats=("PNG",)) as image:
+            sheet = np.asarray(image.convert("RGB"))
+        side = self.side
+        per_line = sheet.shape[1] // side
+        lines = -(-self.images // ACROSS)
+        cell = np.full((lines * side, ACROSS * side, 3), 255, np.uint8)
+        for index in range(self.images):
+            (row, column), (line, place) = divmod(index, per_line), divmod(index, ACROSS)
+            source = sheet[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            cell[line * side : (line + 1) * side, place * side : (place + 1) * side] = source
+        return cell
+
+
+def _side(folder: Folder) -> int:
+    """Height and width of an image, in pixels; ConfigError where config.json does not say."""
+    shape = (folder.config.get("resolved") or {}).get("shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and isinstance(shape[1], int)):
+        raise ConfigError(
+            f"{folder.out / 'config.json'} does not say how large images are; "
+            "run the search's command again to write it anew"
+        )
+    return max(1, shape[1])
+
+
+def _title(folder: Folder, search: SearchKey, searches: Sequence[SearchKey]) -> str:
+    some = folder.rows[0]
+    label = label_of(search, searches)
+    return f"{some.task} on {some.data}" + (f", {label}" if label else "")
+
+
+def _save(figure: Figure, path: Path, kind: str) -> None:
+    """Write the picture whole or not at all; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    blank: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context(_STYLE):
+        figure.savefig(content, format=kind, dpi=DOTS_PER_INCH, metadata=blank)
+    write_file(path, content.getvalue())

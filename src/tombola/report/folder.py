@@ -1,0 +1,70 @@
+"""What a search left in its folder, read for whatever is to be shown of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import ConfigError
+from tombola.runs.results import CostRow, Row, read_costs, read_results
+from tombola.runs.store import write_atomic
+
+_NEEDED = ("config.json", "results.csv", "summary.json")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The tables of a run directory."""
+
+    out: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    rows: list[Row]
+    costs: list[CostRow]
+
+
+def read_folder(out: Path) -> Folder:
+    """Read config.json, results.csv, summary.json and costs.csv (which may be missing).
+
+    ConfigError if ``out`` is no run directory, DataError if a table in it is not as it should be.
+    """
+    missing = [name for name in _NEEDED if not (out / name).is_file()]
+    if missing:
+        what = "is no directory" if not out.is_dir() else f"has no {', '.join(missing)}"
+        raise ConfigError(
+            f"{str(out)!r} {what}; give the directory that tombola find or train wrote"
+        )
+    return Folder(
+        out=out,
+        config=_read_json(out / "config.json"),
+        summary=_read_json(out / "summary.json"),
+        rows=read_results(out / "results.csv"),
+        costs=read_costs(out / "costs.csv") if (out / "costs.csv").is_file() else [],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}; run the search's command again to write it anew"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path} holds a {type(value).__name__}, not an object; "
+            "run the search's command again to write it anew"
+        )
+    return value
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; ConfigError if the directory does not take it."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; make the directory writable or free some space"
+        ) from error
