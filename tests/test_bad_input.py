@@ -323,6 +323,10 @@ LATER = {
     ),
     "class that is no task": (["find", f"{TOY}:Path"], "is no tombola.Task derived"),
     "task of no family": (["find", "@mine.py:Family"], "'poems' autoencoder, vae, gan"),
+    "judge_loss that fails": (
+        ["find", "@mine.py:Misjudged"],
+        "Misjudged.judge_loss TypeError takes 4 positional arguments mend",
+    ),
     "task without a length": (["find", "@mine.py:Endless"], "no training length --steps --epochs"),
     "task whose networks fail": (
         ["find", "@mine.py:Failing", "--steps", "20"],
@@ -355,6 +359,14 @@ MINE = '''"""Tasks and data of a user that are wrong in their own ways."""
 import torch, tombola
 class Family(tombola.Task):
     family = "poems"
+class Misjudged(tombola.Task):
+    family = "autoencoder"
+    size, channels = 8, 1
+    presets = {"quick": {"steps": 20}}
+    def networks(self, shape): return {"n": torch.nn.Conv2d(1, 1, 1)}
+    def loss(self, turn, networks, images): return networks["n"](images).mean()
+    def reconstruct(self, networks, images): return networks["n"](images)
+    def judge_loss(self, networks, images, latents): return {}
 class Endless(tombola.Task):
     family = "autoencoder"
     size, channels = 8, 1

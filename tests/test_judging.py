@@ -72,7 +72,7 @@ class ConstantGAN(Constant):
         self._seen.append(latents)
         return (networks["n"].level + latents[:, :1, None, None]).expand(-1, 1, 8, 8)
 
-    def judge_loss(self, networks, images, latents):
+    def judge_loss(self, networks, images, latents, samples):
         return {"discriminator_loss": networks["n"].level.expand(len(images))}
 
 
@@ -81,7 +81,7 @@ class ConstantVAE(ConstantGAN):
 
     family = "vae"
 
-    def judge_loss(self, networks, images, latents):
+    def judge_loss(self, networks, images, latents, samples):
         means = latents * torch.tensor([1.0, 0.2, 0.001])
         total = images.flatten(1).sum(1)
         return {"reconstruction": total, "kl": 2 * torch.ones(len(images)), "mean": means}

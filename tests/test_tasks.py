@@ -215,7 +215,8 @@ def test_samples_and_reconstructions_are_images(spec: str) -> None:
     if task.family != "gan":
         assert task.reconstruct(networks, images).shape == images.shape
     latents = torch.randn(6, max(task.latent, 1))
-    for value in task.judge_loss(networks, images, latents).values():
+    samples = task.sample(networks, latents) if task.latent else None
+    for value in task.judge_loss(networks, images, latents, samples).values():
         assert len(value) == 6
 
 
@@ -314,7 +315,7 @@ def test_vae_is_judged_per_image_with_the_given_noise() -> None:
     images = torch.zeros(2, 1, 32, 32)
     images[1] = 0.25
     noise = torch.tensor([[1.0, -1.0], [0.5, 0.0]])
-    judged = VAE(latent=2, beta=4.0).judge_loss(networks, images, noise)
+    judged = VAE(latent=2, beta=4.0).judge_loss(networks, images, noise, None)
     assert set(judged) == {"reconstruction", "kl", "mean"}
     assert judged["reconstruction"].tolist() == pytest.approx([64.0, 0.0])
     assert judged["kl"].tolist() == pytest.approx([12 - math.log(4)] * 2)
@@ -342,7 +343,7 @@ def test_vae_is_as_precise_as_its_images_under_autocast() -> None:
     task = VAE(width=2, latent=2)
     networks, images = task.networks((1, 32, 32)), _images(task, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        judged = task.judge_loss(networks, images, torch.randn(4, 2))
+        judged = task.judge_loss(networks, images, torch.randn(4, 2), None)
         loss = _scalar(task.loss("all", networks, images))
     assert {value.dtype for value in judged.values()} == {torch.float32}
     assert loss.dtype == torch.float32
@@ -478,7 +479,8 @@ def test_dcgan_is_judged_per_image() -> None:
     networks, task = _gan_networks(fake=-0.5), DCGAN(latent=3)
     images = torch.zeros(2, 1, 32, 32)
     images[1] = 1.0
-    judged = task.judge_loss(networks, images, torch.randn(2, 3))
+    samples = torch.full((2, 1, 32, 32), -0.5)
+    judged = task.judge_loss(networks, images, torch.randn(2, 3), samples)
     assert set(judged) == {"discriminator_loss"}
     expected = [_softplus(0.0) + _softplus(-0.5), _softplus(-1.0) + _softplus(-0.5)]
     assert judged["discriminator_loss"].tolist() == pytest.approx(expected)

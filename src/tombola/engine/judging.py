@@ -189,13 +189,14 @@ def _measure(
         for start in range(0, len(reals), BATCH):
             images = normalise(reals[start : start + BATCH].to(runtime.device))
             z = latents[start : start + BATCH].to(runtime.device)
-            row = dict(task.judge_loss(networks, images, z))
+            made = task.sample(networks, z) if task.latent else None
+            row = dict(task.judge_loss(networks, images, z, made))
             if task.family != "gan":
                 again = task.reconstruct(networks, images)
                 row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
                 repeated.append(to_uint8(again).cpu())
-            if task.latent:
-                sampled.append(to_uint8(task.sample(networks, z)).cpu())
+            if made is not None:
+                sampled.append(to_uint8(made).cpu())
             for name, value in row.items():
                 parts.setdefault(name, []).append(value.double().cpu())
     joined = {name: torch.cat(values) for name, values in parts.items()}

@@ -56,7 +56,9 @@ class Cloud:
             kernel[diagonal, diagonal + rows.start] = 0
             sums[rows] = kernel.sum(1)
             if self.neighbours < len(self):
-                distances = _distances(products, self.squares[rows], self.squares)
+                # half the bytes, a third of the time; a radius is as exact as a feature is
+                exact = _distances(products, self.squares[rows], self.squares)
+                distances = exact.astype(np.float32)
                 distances[diagonal, diagonal + rows.start] = np.inf
                 distances.partition(self.neighbours - 1, axis=1)
                 radii[rows] = distances[:, self.neighbours - 1]

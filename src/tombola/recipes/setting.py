@@ -326,6 +326,10 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             f"but the data has {shape}; set its size and channels to the data's"
         )
     sample_macs = counter.get_total_flops() // 2 // PROBE_SAMPLES
+    latents = task.latents(PROBE_SAMPLES, rng(0, "trial")) if task.latent else torch.zeros(0)
+    samples = made if task.latent else None
+    with torch.no_grad():
+        _guard(task, "judge_loss", lambda: task.judge_loss(networks, images, latents, samples))
     return networks, Work(step_macs=macs, sample_macs=sample_macs)
 
 

@@ -78,15 +78,18 @@ class _Adversarial(Task):
         images: Tensor = networks["generator"](latents)
         return images
 
-    def judge_loss(self, networks: Networks, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+    def judge_loss(
+        self, networks: Networks, images: Tensor, latents: Tensor, samples: Tensor | None
+    ) -> dict[str, Tensor]:
         """``discriminator_loss`` (N,): of each real image plus of the fake beside it.
 
         In the unit of the objective, without a penalty: nats of cross-entropies, else plain logits.
         """
+        del latents
+        assert samples is not None
         discriminator = networks["discriminator"]
-        fakes = self.sample(networks, latents)
         real = self.losses(discriminator(images), real=True)
-        return {"discriminator_loss": real + self.losses(discriminator(fakes), real=False)}
+        return {"discriminator_loss": real + self.losses(discriminator(samples), real=False)}
 
 
 class DCGAN(_Adversarial):

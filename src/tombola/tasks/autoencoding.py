@@ -149,12 +149,15 @@ class VAE(_Autoencoder):
         mean, _ = _posterior(networks, images)
         return self.sample(networks, mean)
 
-    def judge_loss(self, networks: Networks, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+    def judge_loss(
+        self, networks: Networks, images: Tensor, latents: Tensor, samples: Tensor | None
+    ) -> dict[str, Tensor]:
         """``reconstruction`` and ``kl`` in nats, both (N,); the posterior's ``mean`` (N, latent).
 
         ``latents`` (N, latent) from N(0, I) is the noise of the posterior's draw. ELBO =
         -(reconstruction + kl), whatever beta the network was trained with.
         """
+        del samples
         mean, log_variance = _posterior(networks, images)
         images_again = networks["decoder"](mean + (0.5 * log_variance).exp() * latents)
         return {

@@ -140,14 +140,17 @@ class Task:
         """Images (N, C, H, W) -> their reconstructions, same shape (autoencoders and VAEs)."""
         raise NotImplementedError(f"{type(self).__name__}.reconstruct is not written")
 
-    def judge_loss(self, networks: Networks, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+    def judge_loss(
+        self, networks: Networks, images: Tensor, latents: Tensor, samples: Tensor | None
+    ) -> dict[str, Tensor]:
         """Per-image held-out quantities by metric name, each (N,), for the judge split.
 
         autoencoder: none needed (the reconstruction error is computed from ``reconstruct``);
         vae: ``reconstruction`` and ``kl`` in nats, and ``mean`` (N, latent) for active units;
-        gan: ``discriminator_loss`` of held-out reals and fresh fakes from ``latents``.
+        gan: ``discriminator_loss`` of held-out reals and fresh fakes. ``samples``: what ``sample``
+        made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior.
         """
-        del networks, images, latents
+        del networks, images, latents, samples
         return {}
 
 
