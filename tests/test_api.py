@@ -51,7 +51,9 @@ def result(tmp_path_factory):
 def test_a_result_has_the_summary_the_rows_and_the_tickets(result):
     assert result.summary == json.loads((result.out / "summary.json").read_text())
     assert [(row.arm, row.round, row.metric) for row in result.rows] == [
+        ("dense", 0, "accuracy"),
         ("dense", 0, "reconstruction_error"),
+        ("ticket", 1, "accuracy"),
         ("ticket", 1, "reconstruction_error"),
     ]
     assert result.tickets == [result.out / "tickets" / "seed0-round01.safetensors"]
@@ -203,7 +205,10 @@ def test_a_ticket_has_what_the_contract_lists(result):
         "sparsity_all", "rewind_step", "seed", "round", "parents", "config", "scores", "cost",
         "created_with",
     } <= ticket.manifest.keys()  # fmt: skip
-    assert ticket.manifest["scores"] == {"reconstruction_error": result.rows[1].value}
+    assert ticket.manifest["scores"] == {
+        "accuracy": result.rows[2].value,
+        "reconstruction_error": result.rows[3].value,
+    }
     assert (ticket.manifest["sparsity"], ticket.manifest["rewind_step"]) == (0.5, 2)
     assert sum(int(mask.sum()) for mask in ticket.masks.values()) == 768
 
@@ -242,7 +247,10 @@ def test_a_model_comes_back_as_the_trained_networks(result):
             assert torch.equal(value, model.weights[f"{name}.{key}"])
     same = tombola.load_model(path, task=helpers.TinyAE)
     assert torch.equal(same["decoder"][0].weight, networks["decoder"][0].weight)
-    assert model.manifest["scores"] == {"reconstruction_error": result.rows[1].value}
+    assert model.manifest["scores"] == {
+        "accuracy": result.rows[2].value,
+        "reconstruction_error": result.rows[3].value,
+    }
 
 
 def test_a_model_is_built_by_a_named_task_only(result):

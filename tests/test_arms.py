@@ -44,8 +44,9 @@ def trainings(result):
 
 
 def table(result):
+    """The rows of results.csv but for the accuracies: one a training."""
     with (result.out / "results.csv").open() as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["metric"] != "accuracy"]
 
 
 def test_methods_share_the_dense_run_and_the_first_level(tmp_path, monkeypatch):
@@ -153,3 +154,61 @@ def test_bf16_trains_in_parts_as_in_one_go_and_holds_its_masks(kind):
     second.resume({k: v.clone() for k, v in tensors.items()}, manifest)
     assert same(whole.judged_weights(), run(second, 12).judged_weights())
     assert all(v.dtype != torch.bfloat16 for v in whole.judged_weights().values())
+
+
+def test_opponents_are_dense_networks_with_a_ticket_s_parameters_or_a_search_s_steps(
+    tmp_path, monkeypatch
+):
+    result = find(
+        tmp_path / "out",
+        monkeypatch,
+        "linear-ae",
+        settings={"task": {"width": 16}},
+        controls="thin-parameters,dense-long",
+        rounds=3,
+    )
+    assert trainings(result) == {"dense": 1, "ticket": 3, "thin-parameters": 3, "dense-long": 3}
+    rows = {(r["arm"], r["round"]): r for r in table(result)}
+    # 25 + 25, 25 + 25 + 20; 25 + 25 + 20 + 20 is beyond three times 25
+    assert [rows["dense-long", level]["step"] for level in "123"] == ["50", "70", "75"]
+    assert rows["dense-long", "2"]["value"] < rows["dense", "0"]["value"]
+    with (result.out / "costs.csv").open() as file:
+        costs = {(r["arm"], r["round"]): r for r in csv.DictReader(file)}
+    for level in "123":
+        thin, ticket = costs["thin-parameters", level], costs["ticket", level]
+        assert rows["thin-parameters", level]["sparsity"] == rows["ticket", level]["sparsity"]
+        assert thin["parameters"] == thin["nonzero_parameters"]
+        assert int(thin["parameters"]) <= int(ticket["nonzero_parameters"])
+        assert float(thin["train_flops"]) < float(costs["dense", "0"]["train_flops"])
+        assert float(thin["search_flops"]) == 0
+    widths = [
+        r["config"]["task"]["options"]["width"]
+        for r in (json.loads(p.read_text()) for p in (result.out / "store").glob("*/run.json"))
+        if r["kind"] == "train" and r["config"]["start"] == "thin-parameters"
+    ]
+    assert sorted(widths) == [2, 4, 8]
+
+
+def test_opponents_are_part_of_the_verdict(tmp_path, monkeypatch):
+    options = {"controls": "reinit,thin-parameters,dense-long", "rounds": 1, "seeds": 3}
+    result = find(tmp_path / "out", monkeypatch, "linear-ae", **options)
+    verdict = result.summary["verdicts"]["reconstruction_error"]
+    assert list(verdict["controls"]) == ["reinit", "thin-parameters", "dense-long"]
+
+
+def test_a_long_dense_training_begins_as_the_dense_one_did(tmp_path, monkeypatch):
+    """With a constant learning rate it is the dense run, continued."""
+    options = {"controls": "dense-long", "rounds": 1}
+    result = find(tmp_path / "out", monkeypatch, "linear-ae", **options)
+    records = [json.loads(p.read_text()) for p in (result.out / "store").glob("*/run.json")]
+    dense = next(r for r in records if r["config"].get("start") == "dense")
+    long = next(r for r in records if r["config"].get("start") == "dense-long")
+    assert long["config"]["steps"] == 50
+    early = {row["step"]: row["all.loss"] for row in dense["log"]}
+    late = {row["step"]: row["all.loss"] for row in long["log"]}
+    assert {step: late[step] for step in early} == early
+
+
+def test_a_task_without_a_width_cannot_be_made_thin(tmp_path, monkeypatch):
+    with pytest.raises(tombola.ConfigError, match="TinyAE does not have; give it one"):
+        find(tmp_path / "out", monkeypatch, controls="thin-parameters")

@@ -214,7 +214,8 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     add(
         "--controls",
         metavar="LIST|none",
-        help="reinit, shuffle, erk, reinit-chain (default: reinit,shuffle)",
+        help="reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long "
+        "(default: reinit,shuffle)",
     )
 
 

@@ -14,7 +14,7 @@ from tombola import values
 from tombola.config import Config
 from tombola.data.checks import check_source, data_root
 from tombola.errors import ConfigError
-from tombola.metrics.rules import rule_of
+from tombola.metrics.rules import by_importance, rule_of
 from tombola.registry import DATA, TASKS, is_file_spec
 
 if TYPE_CHECKING:
@@ -186,10 +186,14 @@ def _carry_out(request: Request, options: argparse.Namespace) -> int:
 
 
 def _values(result: Result) -> str:
-    """What ``train`` measured, a line each."""
+    """What ``train`` measured, a line each; parts of other numbers are in results.csv alone."""
+    from tombola.report.curves import PART
+
+    shown = [row for row in result.rows if not PART.fullmatch(row.metric)]
+    shown.sort(key=lambda row: (row.arm, row.precision, row.seed, by_importance(row.metric)))
     return "\n".join(
         f"{row.arm} seed {row.seed}: {row.metric} {row.value:.6g} (n {row.n}, step {row.step})"
-        for row in result.rows
+        for row in shown
     )
 
 

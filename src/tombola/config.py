@@ -20,8 +20,8 @@ from tombola.values import decimal_fraction, parse_rewind
 
 METHODS = ("imp", "one-shot")
 METHODS_TO_COME = ("early-bird", "snip", "grasp", "synflow", "random")
-CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain")
-CONTROLS_TO_COME = ("thin-parameters", "thin-flops", "random-channels", "dense-long")
+CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long")
+CONTROLS_TO_COME = ("thin-flops", "random-channels")
 DOWNSTREAM = ("auto", "judge", "none")
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
@@ -127,7 +127,7 @@ class SearchSection:
     optimizer_at_rewind: str = "fresh"
     """fresh, or restore the optimizer's state at the rewind step."""
     controls: tuple[str, ...] = ("reinit", "shuffle")
-    """reinit, shuffle, erk, reinit-chain; empty = none."""
+    """reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long; empty = none."""
     seeds: int = 3
     """Training seeds 0..seeds-1."""
 

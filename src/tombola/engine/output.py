@@ -15,7 +15,8 @@ import torch
 import tombola
 from tombola.metrics.statistics import metric_kind, search_key, summarise
 from tombola.recipes.recipes import Arm, Cell, Plan, tickets
-from tombola.recipes.setting import Setting, task_options
+from tombola.recipes.setting import Setting
+from tombola.recipes.trial import task_options
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, write_json
@@ -162,8 +163,11 @@ class Output:
     def cost_rows(self) -> Iterator[CostRow]:
         """One row a training: its own work, and the work that had to be done before it."""
         flops = 2 * self.setting.work.step_macs
-        total = sum(self.setting.parameters.values())
         for cell in self.plan.cells:
+            work = cell.thin.work if cell.thin else self.setting.work
+            whole = sum(self.setting.parameters.values())
+            total = cell.thin.parameters if cell.thin else whole
+            left = total - (cell.pool - cell.kept) if cell.pool and cell.ticket else total
             trained = self.record(cell.train)
             if "not_run" in trained:
                 continue
@@ -171,14 +175,14 @@ class Output:
             final = self.store.path(cell.train) / "final.safetensors"
             yield CostRow(
                 **self.key(cell),
-                train_flops=flops * self.steps_of(trained),
+                train_flops=2 * work.step_macs * self.steps_of(trained),
                 train_seconds=trained["seconds"],
                 search_flops=flops * sum(self.steps_of(record) for record in before),
                 search_seconds=float(sum(record["seconds"] for record in before)),
                 eval_seconds=self.record(cell.evaluate).get("seconds"),
-                macs_per_sample=self.setting.work.sample_macs,
+                macs_per_sample=work.sample_macs,
                 parameters=total,
-                nonzero_parameters=total - (cell.pool - cell.kept) if cell.pool else total,
+                nonzero_parameters=left,
                 ticket_bytes=_size(self.ticket_path(cell)) if cell.kind == "ticket" else None,
                 model_bytes=_size(final),
                 peak_memory_bytes=trained.get("peak_memory_bytes"),

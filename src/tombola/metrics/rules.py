@@ -12,6 +12,8 @@ from tombola.errors import ConfigError, unknown
 
 CURVE_ONLY = ("discriminator_loss", "kl", "active_units", "confident")
 """Metrics that are drawn but never judged; so is any metric without a rule."""
+PRIMARY_ORDER = ("fid", "fcd", "reconstruction_error", "elbo")
+"""Kinds of metrics that decide a search, the first that was measured."""
 _JUDGE_NAME = re.compile(r"(fcd|kcd|cs)-.+-[0-9a-f]{8}")
 
 
@@ -49,6 +51,13 @@ def metric_kind(metric: str) -> str:
     """``fcd-mnist-1a2b3c4d`` -> ``fcd`` (kcd, cs alike); any other name is its own kind."""
     named = _JUDGE_NAME.fullmatch(metric)
     return named[1] if named else metric
+
+
+def by_importance(metric: str) -> tuple[int, str]:
+    """Sort key: the metric that decides a search first, then by name."""
+    kind = metric_kind(metric)
+    order = PRIMARY_ORDER.index(kind) if kind in PRIMARY_ORDER else len(PRIMARY_ORDER)
+    return order, metric
 
 
 def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | None:

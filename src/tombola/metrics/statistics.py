@@ -43,6 +43,7 @@ from tombola.metrics.levels import (
 )
 from tombola.metrics.rules import (
     CURVE_ONLY,
+    PRIMARY_ORDER,
     Rule,
     metric_kind,
     register_rule,
@@ -67,8 +68,6 @@ __all__ = [
     "summarise",
     "verdict",
 ]
-
-_PRIMARY_ORDER = ("fid", "fcd", "reconstruction_error", "elbo")
 
 
 def arm_name(key: SearchKey) -> str:
@@ -228,7 +227,7 @@ def _overriding(metric: str, margins: Mapping[str, float] | None) -> float | Non
 
 
 def _primary(verdicts: Mapping[str, Any], wished: str | None) -> str | None:
-    order = (wished, *_PRIMARY_ORDER) if wished else _PRIMARY_ORDER
+    order = (wished, *PRIMARY_ORDER) if wished else PRIMARY_ORDER
     for name in order:
         for metric in verdicts:
             if name in (metric, metric_kind(metric)):

@@ -71,7 +71,9 @@ def classifier_recipe(data: str, channels: int) -> ClassifierRecipe:
         return ClassifierRecipe(epochs=60, batch_size=64)
     if data == "mnist":  # 28x28 by nature: padding is all it ever gets
         return ClassifierRecipe(epochs=4, shrink=False)
-    return ClassifierRecipe(width=32 if channels == 3 else 16, epochs=16, flip=channels == 3)
+    if channels == 3:  # width 32 and 16 epochs reach 79.1% on CIFAR-10, below its gate of 80%
+        return ClassifierRecipe(width=40, epochs=20, flip=True)
+    return ClassifierRecipe(epochs=16)
 
 
 def classification_loss(

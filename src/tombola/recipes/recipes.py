@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tombola.recipes.setting import Setting, split_networks
+from tombola.recipes.trial import Thin
 from tombola.registry import file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 
+OPPONENTS = ("thin-parameters", "dense-long")
+"""Controls that are dense networks."""
+MOST_TIMES_AS_LONG = 3
+"""dense-long is trained at most so many times as long as a ticket."""
 JUDGEMENTS = 25
 """Equally spaced judgements that a training is cut into (design 3.3)."""
 
@@ -49,6 +54,8 @@ class Cell:
     """The run that made the mask and start weights; None for the dense network."""
     before: tuple[str, ...] = ()
     """Training runs that had to be done before to get this ticket (search cost)."""
+    thin: Thin | None = None
+    """The thinner network that was trained, where it is not the task's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +168,9 @@ class _Chain:
             ticket = self.mask(level, source, previous)
             trained = self.trained("ticket", level, ticket, before)
             for control in self.setting.config.search.controls:
-                if control != "reinit-chain":
+                if control in OPPONENTS:
+                    self.opponent(control, level, before)
+                elif control != "reinit-chain":
                     spent = () if control == "erk" else before
                     self.trained(control, level, ticket, spent)
             if "reinit-chain" in self.setting.config.search.controls:
@@ -233,8 +242,27 @@ class _Chain:
         self.cell(kind, level, train, ticket, before)
         return train
 
+    def opponent(self, kind: str, level: int, before: tuple[str, ...]) -> None:
+        """A dense training that had what a ticket has: its parameters, or its search's steps."""
+        steps, thin = self.setting.steps, None
+        config: dict[str, Any] = {**self.base, "start": kind}
+        if kind == "dense-long":
+            spent = sum(self.plan.graph[name].steps for name in before)
+            steps = config["steps"] = min(MOST_TIMES_AS_LONG * steps, steps + spent)
+        else:
+            thin = self.setting.thin(self.arm.networks, level)
+            config["task"] = {**config["task"], "options": dict(thin.options)}
+        train = self.add("train", config, {}, steps, f"{kind} of level {level}")
+        self.cell(kind, level, train, None, (), thin)
+
     def cell(
-        self, kind: str, level: int, train: str, ticket: str | None, before: tuple[str, ...]
+        self,
+        kind: str,
+        level: int,
+        train: str,
+        ticket: str | None,
+        before: tuple[str, ...],
+        thin: Thin | None = None,
     ) -> None:
         """Judge a trained network and give it its place in the table."""
         setting = self.setting
@@ -257,6 +285,7 @@ class _Chain:
                 evaluate=evaluate,
                 ticket=ticket,
                 before=before,
+                thin=thin,
             )
         )
 
@@ -269,7 +298,7 @@ def evaluation(
     config = {
         "task": training.config["task"],
         "data": training.config["data"],
-        "steps": list(judged_steps(setting.task.family, setting.steps)),
+        "steps": list(judged_steps(setting.task.family, training.config["steps"])),
         "judge": dict(setting.judge) if setting.judge else None,
         "classifier": dict(setting.classifier) if setting.classifier else None,
         "samples": setting.config.judge.samples,

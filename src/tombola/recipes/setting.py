@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tombola.config import Config
 from tombola.data.batches import Batches
@@ -19,27 +17,16 @@ from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import find_inception, shipped_judge
 from tombola.metrics.rules import rule_of
+from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
-from tombola.runtime import PRECISIONS, Runtime, resolve_device, rng, seed_everything
+from tombola.runtime import PRECISIONS, Runtime, resolve_device, seed_everything
 from tombola.sparsity.masks import kept_at, kept_count, prunable
-from tombola.tasks.base import FAMILIES, Networks, Shape, Task
+from tombola.tasks.base import FAMILIES, Shape, Task
 from tombola.training.trainer import Settings, Trainer
 from tombola.values import parse_rewind
 
 MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
 """Longer trainings and larger batches are a slip of the hand."""
-PROBE_SAMPLES = 2
-"""Batch of the trial step that counts the work and shows whether a task's methods fit together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """The forward and backward work of a task, counted once on a small batch."""
-
-    step_macs: int
-    """Multiply-adds of one step: all turns, forward and backward, at the task's batch size."""
-    sample_macs: int
-    """Multiply-adds of making one image: sampling, or reconstructing for autoencoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +93,14 @@ class Setting:
         n, total = self.pools[pool], sum(self.parameters.values())
         return 1 - kept / n, 1 - (total - (n - kept)) / total
 
+    def thin(self, pool: str, level: int) -> Thin:
+        """The widest networks that have no more parameters than a level's ticket keeps.
+
+        If even the thinnest have more, those. ConfigError for a task without an option ``width``.
+        """
+        gone = self.pools[pool] - self.kept(pool, level)
+        return thinner(self.task, self.shape, sum(self.parameters.values()) - gone)
+
     def rewind_step(self, text: str) -> int:
         """``500it`` or ``2ep`` in steps; ConfigError if the training has no steps after it."""
         value, unit = parse_rewind(text)
@@ -116,14 +111,6 @@ class Setting:
                 f"rewind to a step below {self.steps} or train longer"
             )
         return step
-
-
-def task_options(task: Task) -> dict[str, Any]:
-    """All options of a task with their values, as plain JSON."""
-    return {
-        name: list(value) if isinstance(value := getattr(task, name), tuple) else value
-        for name in sorted(task.options())
-    }
 
 
 def task_class(spec: str) -> type[Task]:
@@ -149,7 +136,7 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{config.task.name} cannot be made: {type(error).__name__}: {_first_line(error)}; "
+            f"{config.task.name} cannot be made: {type(error).__name__}: {first_line(error)}; "
             "mend the task or its options"
         ) from error
     if not 1 <= task.batch_size <= MAX_BATCH:
@@ -283,99 +270,6 @@ def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, 
     if downstream == "auto" and choose_judge(task, images) != {"source": "run"}:
         return None
     return {"source": "run"}
-
-
-def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
-    """New networks and the work of a step, from one trial of every turn on a batch of two.
-
-    ConfigError that names the method if the task's own code fails or gives a wrong shape.
-    """
-    seed_everything(0, "trial")
-    networks = _guard(task, "networks", lambda: task.networks(shape))
-    if not isinstance(networks, dict) or not networks:
-        raise ConfigError(
-            f"{type(task).__name__}.networks gave {type(networks).__name__}; "
-            "return a dict of modules by name"
-        )
-    images = torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
-    batches = Batches(torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8), PROBE_SAMPLES, 0)
-    settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
-    _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
-    macs = 0
-    for turn in task.turns:
-
-        def once(name: str = turn.name) -> None:
-            result = task.loss(name, networks, images)
-            loss = result["loss"] if isinstance(result, dict) else result
-            loss.backward()  # type: ignore[no-untyped-call]
-
-        with FlopCounterMode(display=False) as counter, _only(networks, turn.learns):
-            _guard(task, f"loss({turn.name!r})", once)
-        macs += counter.get_total_flops() // 2 * turn.repeats * task.batch_size // PROBE_SAMPLES
-        for network in networks.values():
-            network.zero_grad(set_to_none=True)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made = _guard(
-            task,
-            "sample" if task.latent else "reconstruct",
-            lambda: make_images(task, networks, images),
-        )
-    if made.shape != images.shape:
-        raise ConfigError(
-            f"{type(task).__name__} makes images of shape {tuple(made.shape[1:])}, "
-            f"but the data has {shape}; set its size and channels to the data's"
-        )
-    sample_macs = counter.get_total_flops() // 2 // PROBE_SAMPLES
-    latents = task.latents(PROBE_SAMPLES, rng(0, "trial")) if task.latent else torch.zeros(0)
-    samples = made if task.latent else None
-    with torch.no_grad():
-        _guard(task, "judge_loss", lambda: task.judge_loss(networks, images, latents, samples))
-    return networks, Work(step_macs=macs, sample_macs=sample_macs)
-
-
-def make_images(task: Task, networks: Networks, images: Tensor) -> Tensor:
-    """Samples where the task has a prior, else reconstructions of ``images``; same shape."""
-    if task.latent:
-        return task.sample(networks, task.latents(len(images), rng(0, "trial")))
-    return task.reconstruct(networks, images)
-
-
-class _only:  # noqa: N801
-    """Within the block only the named networks' parameters require gradients (empty = all)."""
-
-    def __init__(self, networks: Networks, names: tuple[str, ...]) -> None:
-        self.off = [
-            p
-            for name, network in networks.items()
-            if names and name not in names
-            for p in network.parameters()
-            if p.requires_grad
-        ]
-
-    def __enter__(self) -> None:
-        for parameter in self.off:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *details: object) -> None:
-        for parameter in self.off:
-            parameter.requires_grad_(True)
-
-
-def _guard(task: Task, method: str, call: Any) -> Any:
-    """Run a task's own code; what it raises becomes one line that names the method."""
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{type(task).__name__}.{method} failed: {type(error).__name__}: {_first_line(error)}; "
-            "mend the task or the options it is given"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def seconds_per_step(setting: Setting, budget_seconds: float = 1.0) -> float:

@@ -15,7 +15,16 @@ from tombola.metrics.statistics import SearchKey, interval, searches_in
 from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row
 
 DENSE, TICKET = "dense", "ticket"
-ARMS = (DENSE, TICKET, "reinit", "shuffle", "erk", "reinit-chain")
+ARMS = (
+    DENSE,
+    TICKET,
+    "reinit",
+    "shuffle",
+    "erk",
+    "reinit-chain",
+    "thin-parameters",
+    "dense-long",
+)
 """Known arms in the order in which they are shown; others follow by name."""
 
 

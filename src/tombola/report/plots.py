@@ -25,12 +25,12 @@ from tombola.metrics.statistics import SearchKey
 from tombola.report.curves import ARMS, DENSE, TICKET, Curve, Point, arm_order, bracket_of, label_of
 
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
-SERIES = tuple(f"#0103{index:02d}" for index in range(7))
+SERIES = tuple(f"#0103{index:02d}" for index in range(8))
 _CSS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--paper)"} | {
     token: f"var(--series-{index})" for index, token in enumerate(SERIES)
 }
 _GENERAL = ("dense, 95% interval", "margin")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPXh"
 _TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 _LOG_RATIO = 3.0
 _STYLE: dict[Any, Any] = {
