@@ -53,8 +53,10 @@ def test_a_result_has_the_summary_the_rows_and_the_tickets(result):
     assert [(row.arm, row.round, row.metric) for row in result.rows] == [
         ("dense", 0, "accuracy"),
         ("dense", 0, "reconstruction_error"),
+        ("dense", 0, "early_stopping_step"),
         ("ticket", 1, "accuracy"),
         ("ticket", 1, "reconstruction_error"),
+        ("ticket", 1, "early_stopping_step"),
     ]
     assert result.tickets == [result.out / "tickets" / "seed0-round01.safetensors"]
     assert (result.out / "report.html").is_file()
@@ -117,7 +119,8 @@ def test_settings_reach_every_key_and_options_win_over_them():
     tables = json.loads((found.out / "config.json").read_text())["config"]
     assert tables["task"]["batch_size"] == 8
     assert tables["search"]["rounds"] == 1
-    assert {row.n for row in found.rows} == {30}
+    judged = [row for row in found.rows if row.metric != "early_stopping_step"]
+    assert {row.n for row in judged} == {30}
     folder = {"data": {"name": "no-such-data"}}
     with pytest.raises(tombola.ConfigError, match="unknown data source 'no-such-data'"):
         tombola.find(TASK, settings=folder, **SMALL)
@@ -206,8 +209,8 @@ def test_a_ticket_has_what_the_contract_lists(result):
         "created_with",
     } <= ticket.manifest.keys()  # fmt: skip
     assert ticket.manifest["scores"] == {
-        "accuracy": result.rows[2].value,
-        "reconstruction_error": result.rows[3].value,
+        "accuracy": result.rows[3].value,
+        "reconstruction_error": result.rows[4].value,
     }
     assert (ticket.manifest["sparsity"], ticket.manifest["rewind_step"]) == (0.5, 2)
     assert sum(int(mask.sum()) for mask in ticket.masks.values()) == 768
@@ -248,8 +251,8 @@ def test_a_model_comes_back_as_the_trained_networks(result):
     same = tombola.load_model(path, task=helpers.TinyAE)
     assert torch.equal(same["decoder"][0].weight, networks["decoder"][0].weight)
     assert model.manifest["scores"] == {
-        "accuracy": result.rows[2].value,
-        "reconstruction_error": result.rows[3].value,
+        "accuracy": result.rows[3].value,
+        "reconstruction_error": result.rows[4].value,
     }
 
 

@@ -17,6 +17,7 @@ from tombola.runs.store import Store
 from tombola.sparsity.masks import nested, shuffle
 from tombola.training.checkpoint import load_state, load_weights_file
 
+OTHERS = ("accuracy", "early_stopping_step")
 TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
 OPTIONS = {
     "steps": 30,
@@ -51,13 +52,13 @@ def by_label(result, label):
 
 
 def rows(result):
-    """The rows of results.csv but for the accuracies: one a training."""
-    return without_accuracies(result.out / "results.csv")
+    """The rows of results.csv in the metric that decides: one a training."""
+    return deciding(result.out / "results.csv")
 
 
-def without_accuracies(path):
+def deciding(path):
     with path.open() as file:
-        return [row for row in csv.DictReader(file) if row["metric"] != "accuracy"]
+        return [row for row in csv.DictReader(file) if row["metric"] not in OTHERS]
 
 
 def test_rows_are_complete_and_exact(result):
@@ -203,6 +204,6 @@ def test_train_ticket_repeats_the_row_of_find(result, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    (again,) = without_accuracies(tmp_path / "again" / "results.csv")
+    (again,) = deciding(tmp_path / "again" / "results.csv")
     found = [r for r in rows(result) if (r["arm"], r["seed"], r["round"]) == ("ticket", "2", "3")]
     assert found == [again]

@@ -168,14 +168,15 @@ def test_method_quotes_margins_as_they_are():
     rows = re.findall(
         r"^\| (`.+?`) \| [^|]+ \| [^|]+ \| (lower|higher|-) \| ([^|]+) \|$", text, re.M
     )
-    assert len(rows) == 8
+    assert len(rows) == 13
     for names, better, margin in rows:
         for name in re.findall(r"`(\w+?)(?:-\.\.\.)?`", names):
             rule = rule_of(name)
             if rule is None:
                 assert (better, margin) == ("-", "curve only"), name
             else:
-                assert (better, margin) == (rule.better, f"{100 * rule.margin:g}%"), name
+                width = f"{100 * rule.margin:g}%" if rule.share else f"{rule.margin:g}"
+                assert (better, margin) == (rule.better, width), name
     assert all(f"`{name}`" in text for name in (*CURVE_ONLY, *DEFAULT_CONTROLS))
 
 

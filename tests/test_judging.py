@@ -20,7 +20,7 @@ import standins
 import tombola
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier, judging
-from tombola.engine.judging import evaluate, open_judge, save_grid
+from tombola.engine.judging import JudgedState, evaluate, open_judge, save_grid
 from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
 from tombola.recipes.setting import choose_classifier, choose_judge
@@ -30,6 +30,7 @@ from tombola.runtime import Runtime, rng
 from tombola.tasks.adversarial import DCGAN
 from tombola.tasks.autoencoding import VAE, LinearAE
 from tombola.tasks.base import Task
+from tombola.training.checkpoint import save_weights
 
 TOY = Path(__file__).parent / "toy_task.py"
 SHARES = {"precision", "recall", "density", "coverage"}
@@ -213,6 +214,16 @@ def test_parts_of_a_batch_are_joined_in_order(digits, monkeypatch):
     assert parts == pytest.approx(whole, rel=1e-9)
     assert [len(latents) for latents in task._seen] == [360, 100, 100, 100, 60]
     assert torch.equal(torch.cat(task._seen[1:]), task._seen[0])
+
+
+def test_a_state_that_is_gone_is_never_taken_for_another(tmp_path):
+    final = {"n.level": torch.tensor(2.0)}
+    save_weights(tmp_path / "final.safetensors", final)
+    save_weights(tmp_path / "judge-21.safetensors", {"n.level": torch.tensor(1.0)})
+    assert JudgedState(tmp_path, 25, 25)() == final
+    assert JudgedState(tmp_path, 21, 25)()["n.level"] == 1
+    with pytest.raises(tombola.ConfigError, match="the state of step 22 is not kept"):
+        JudgedState(tmp_path, 22, 25)()
 
 
 class Mirror(Task):
@@ -472,8 +483,9 @@ def test_data_without_a_judge_train_one_as_a_run(unlabelled):
     assert "accuracy" not in record
     names = {row.metric for row in unlabelled.rows}
     kinds = {name.partition("-")[0] for name in names}
-    assert kinds == {"fcd", "kcd", "cs", *SHARES}
-    assert all(name.split("-")[1:3] == ["folder", "images"] for name in names - SHARES)
+    assert kinds == {"fcd", "kcd", "cs", "early_stopping_step", *SHARES}
+    of_judge = names - SHARES - {"early_stopping_step"}
+    assert all(name.split("-")[1:3] == ["folder", "images"] for name in of_judge)
     assert {row.n for row in unlabelled.rows} == {6}
 
 
@@ -539,7 +551,7 @@ def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeyp
         if metric[1:3] == "cd":
             assert value > 0
     # Only the first sampling seed is in the table.
-    assert len(result.rows) == 2 * len(spread)
+    assert len(result.rows) == 2 * (len(spread) + 1)
 
 
 def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):

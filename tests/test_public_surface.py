@@ -79,7 +79,7 @@ SECTIONS = {
         "controls",
         "seeds",
     },
-    "judge": {"samples", "sampling_seeds", "steps", "downstream"},
+    "judge": {"samples", "validation_samples", "sampling_seeds", "steps", "downstream"},
     "verdict": {"margins"},
     "run": {"workers", "threads", "device", "keep"},
 }

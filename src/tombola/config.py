@@ -161,6 +161,8 @@ class JudgeSection:
 
     samples: int = 10000
     """At most this many real images and as many fakes."""
+    validation_samples: int = 2000
+    """At most this many validation images judge a training's course; 0 = it is not judged."""
     sampling_seeds: int = 3
     """How often one dense network is sampled anew to show the judge's own noise."""
     downstream: str = "auto"
@@ -170,6 +172,9 @@ class JudgeSection:
 
     def __post_init__(self) -> None:
         _integer("judge.samples", self.samples, low=2)
+        _integer("judge.validation_samples", self.validation_samples, low=0)
+        if self.validation_samples == 1:
+            raise ConfigError("judge.validation_samples got 1; it takes 0, or 2 and more")
         _integer("judge.sampling_seeds", self.sampling_seeds, low=1)
         _integer("judge.steps", self.steps, low=0)
         _one_of("judge.downstream", self.downstream, DOWNSTREAM)

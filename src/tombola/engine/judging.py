@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.sources import Images
+from tombola.errors import ConfigError
 from tombola.metrics.downstream import accuracy, class_shares
 from tombola.metrics.features import (
     Floats,
@@ -28,7 +30,8 @@ from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.pairs import Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
 from tombola.runtime import Runtime, rng
-from tombola.tasks.base import Networks, Task
+from tombola.tasks.base import Networks, Shape, Task
+from tombola.training.checkpoint import load_weights_file
 from tombola.training.trainer import load_weights, prepare
 
 BATCH = 500
@@ -56,16 +59,13 @@ def evaluate(
     samples with reals, and ``classifier``, which says what they are.
     """
     reals = images.splits["judge"][: config["samples"]]
-    latents = _latents(task, len(reals), config["sampling_seed"])
+    latents = latents_of(task, len(reals), config["sampling_seed"])
     judge, classifier = (
         open_judge(config[role], images.name, judges.get(role), str(runtime.device))
         for role in ("judge", "classifier")
     )
     eye = _Eye(judge, classifier, reals, images.labels["judge"], images.sha256)
-    networks = task.networks(tuple(config["data"]["shape"]))
-    prepare(networks, runtime)
-    for network in networks.values():
-        network.eval()
+    networks = networks_in_eval(task, tuple(config["data"]["shape"]), runtime)
     by_step: dict[str, dict[str, float]] = {}
     for step, load in weights.items():
         load_weights(networks, load())
@@ -79,6 +79,28 @@ def evaluate(
         for name in names
     }
     return {"values": values, "by_step": by_step, "n": len(reals), "step": last}, made
+
+
+@dataclass(frozen=True)
+class JudgedState:
+    """The weights of a training at a step, read when they are called for."""
+
+    folder: Path
+    step: int
+    last: int
+
+    def __call__(self) -> dict[str, Tensor]:
+        """``network.name`` -> tensor; ConfigError if that state is not kept."""
+        path = self.folder / f"judge-{self.step}.safetensors"
+        if self.step == self.last:
+            path = self.folder / "final.safetensors"
+        elif not path.exists():
+            # Only the last state outlives a judgement, and the others' median needs them.
+            raise ConfigError(
+                f"the state of step {self.step} is not kept in {self.folder}, so this training "
+                "cannot be judged anew; choose another folder with --out, or use --keep all"
+            )
+        return load_weights_file(path)
 
 
 class _Eye:
@@ -119,7 +141,7 @@ class _Eye:
 
     def distances(self, judge: Judge, features: Floats) -> dict[str, float]:
         """How far features of samples are from those of the reals, by metric name."""
-        gaussian, cloud = self._reals_seen(judge)
+        gaussian, cloud = reals_seen(judge, self.reals, self.data_sha256)
         names = judge.metrics
         between = compare(cloud, Cloud(features))
         renamed = {"kid": names["kernel"], "kid_error": names["error"]}
@@ -130,18 +152,19 @@ class _Eye:
             **{renamed.get(name, name): value for name, value in between.items()},
         }
 
-    def _reals_seen(self, judge: Judge) -> tuple[Gaussian, Cloud]:
-        """What the judge sees in the real images, computed once a process."""
-        kept = _kept((judge.sha256, self.data_sha256, tuple(self.reals.shape)))
-        if not kept:
-            features, _ = judge.features(self.reals, probabilities=False)
-            kept.update(gaussian=Gaussian.of(features), cloud=Cloud(features))
-        return kept["gaussian"], kept["cloud"]
+
+def reals_seen(judge: Judge, reals: Tensor, name: str) -> tuple[Gaussian, Cloud]:
+    """What a judge sees in real images, computed once a process and name."""
+    kept = _kept((judge.sha256, name, tuple(reals.shape)))
+    if not kept:
+        features, _ = judge.features(reals, probabilities=False)
+        kept.update(gaussian=Gaussian.of(features), cloud=Cloud(features))
+    return kept["gaussian"], kept["cloud"]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _kept(key: tuple[Any, ...]) -> dict[str, Any]:
-    """An empty shelf for each key, the last two kept."""
+    """An empty shelf for each key, the last four kept."""
     del key
     return {}
 
@@ -166,7 +189,16 @@ def _opened(path: Path, inception: bool, device: str) -> Judge:
     return open_inception(path, device=device) if inception else load_judge(path, device=device)
 
 
-def _latents(task: Task, n: int, sampling_seed: int) -> Tensor:
+def networks_in_eval(task: Task, shape: Shape, runtime: Runtime) -> Networks:
+    """New networks of a task, to be filled with trained weights and judged."""
+    networks = task.networks(shape)
+    prepare(networks, runtime)
+    for network in networks.values():
+        network.eval()
+    return networks
+
+
+def latents_of(task: Task, n: int, sampling_seed: int) -> Tensor:
     """Draws from the task's prior, (n, latent); (n, 0) for a task without one."""
     if not task.latent:
         return torch.zeros(n, 0)

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 import tombola
-from tombola.metrics.statistics import metric_kind, search_key, summarise
+from tombola.metrics.stability import stability
+from tombola.metrics.statistics import (
+    SearchKey,
+    arm_name,
+    metric_kind,
+    search_key,
+    summarise,
+)
 from tombola.recipes.recipes import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import task_options
@@ -159,6 +166,15 @@ class Output:
                 yield Row(
                     **self.key(cell), metric=metric, value=value, n=record["n"], step=record["step"]
                 )
+            early = record.get("course", {}).get("early_stopping_step")
+            if early is not None:
+                yield Row(
+                    **self.key(cell),
+                    metric="early_stopping_step",
+                    value=early,
+                    n=record["course"]["n"],
+                    step=record["step"],
+                )
 
     def cost_rows(self) -> Iterator[CostRow]:
         """One row a training: its own work, and the work that had to be done before it."""
@@ -218,6 +234,7 @@ class Output:
             },
             "collapsed": dict(self._collapsed()),
             "convergence": self._convergence(verdicts["primary"]),
+            "stability": self._stability(verdicts["primary"], rows, searches),
             "sampling_sd": self._sampling_sd(),
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
@@ -278,6 +295,16 @@ class Output:
                 label = f"{self.arm_label(cell.arm)}/{cell.kind}-round{cell.round:02d}"
                 changes.setdefault(label, []).append((path[-1] - path[0]) / abs(path[0]))
         return {label: statistics.fmean(values) for label, values in changes.items()}
+
+    def _stability(
+        self, primary: str | None, rows: list[Row], searches: list[SearchKey]
+    ) -> dict[str, dict[str, Any]]:
+        """How much the ticket varies over seeds against dense and each control, by search."""
+        if primary is None:
+            return {}
+        against = ("dense", *self.setting.config.search.controls)
+        found = {arm_name(key): stability(rows, primary, key, against) for key in searches}
+        return {name: arms for name, arms in found.items() if arms}
 
     def _sampling_sd(self) -> dict[str, float]:
         """Standard deviation over sampling seeds of one dense network, by metric."""

@@ -23,9 +23,17 @@ from torch import Tensor
 from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier
-from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, evaluate, save_grid
+from tombola.engine.early import course
+from tombola.engine.judging import (
+    GRID_COLUMNS,
+    GRID_ROWS,
+    JudgedState,
+    evaluate,
+    open_judge,
+    save_grid,
+)
 from tombola.errors import ConfigError, DivergedError, UserError
-from tombola.recipes.recipes import judged_steps
+from tombola.recipes.recipes import course_steps, judged_steps
 from tombola.registry import CRITERIA, TASKS
 from tombola.runs.plan import Node
 from tombola.runs.store import Store
@@ -176,7 +184,7 @@ def train(node: Node, context: Context) -> None:
         trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
     total = config["steps"]
-    judged = set(judged_steps(trainer.task.family, total))
+    judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
     loop = _Loop(trainer, context, checkpoint, seconds, config.get("from_step", 0))
     try:
@@ -318,26 +326,27 @@ def evaluation(node: Node, context: Context) -> None:
     config = node.config
     trained = context.store.path(node.parents["train"])
     runtime = context.runtime(config)
-    weights = {step: _Weights(trained, step) for step in config["steps"]}
+    last = max(config["steps"])
+    weights = {step: JudgedState(trained, step, last) for step in config["steps"]}
     judges = {
         role: context.store.path(node.parents[role]) / "judge.safetensors"
         for role in ("judge", "classifier")
         if role in node.parents
     }
-    record, made = evaluate(
-        config,
-        context.make_task(config),
-        context.images(tuple(config["data"]["shape"])),
-        runtime,
-        weights,
-        judges,
-    )
+    task = context.make_task(config)
+    images = context.images(tuple(config["data"]["shape"]))
+    record, made = evaluate(config, task, images, runtime, weights, judges)
     if config["grid"]:
         save_grid(part / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
     bad = [name for name, value in record["values"].items() if not math.isfinite(value)]
     if bad:
         # Weights can be finite and what they make not: no number stands for such a network.
         record = {"diverged": record["step"], "why": f"not finite: {', '.join(bad)}"}
+    elif config["validation_samples"] and len(images.splits["validation"]) > 1:
+        begun = context.store.record(node.parents["train"])["config"].get("from_step", 0)
+        states = {s: JudgedState(trained, s, last) for s in course_steps(last, begun)}
+        judge = open_judge(config["judge"], images.name, judges.get("judge"), str(runtime.device))
+        record["course"] = course(config, task, images, runtime, states, judge)
     _commit(node, context, {**record, "seconds": time.perf_counter() - start})
 
 
@@ -346,18 +355,6 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The weights of a training at a step, read when they are called for."""
-
-    folder: Path
-    step: int
-
-    def __call__(self) -> dict[str, Tensor]:
-        path = self.folder / f"judge-{self.step}.safetensors"
-        return load_weights_file(path if path.exists() else self.folder / "final.safetensors")
 
 
 def _final(context: Context, name: str) -> dict[str, Tensor]:

@@ -10,7 +10,13 @@ from typing import Literal
 
 from tombola.errors import ConfigError, unknown
 
-CURVE_ONLY = ("discriminator_loss", "kl", "active_units", "confident")
+CURVE_ONLY = (
+    "discriminator_loss",
+    "kl",
+    "active_units",
+    "confident",
+    "early_stopping_step",
+)
 """Metrics that are drawn but never judged; so is any metric without a rule."""
 PRIMARY_ORDER = ("fid", "fcd", "reconstruction_error", "elbo")
 """Kinds of metrics that decide a search, the first that was measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,16 @@ def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:
     """
     first = 21 if family == "gan" else 20
     points = range(first, JUDGEMENTS + 1) if family == "gan" else (first, JUDGEMENTS)
+    return _spaced(points, total_steps)
+
+
+def course_steps(total_steps: int, from_step: int = 0) -> tuple[int, ...]:
+    """The steps at which a training's course is judged: of 25 equally spaced those it has."""
+    points = _spaced(range(1, JUDGEMENTS + 1), total_steps)
+    return tuple(step for step in points if step >= from_step)
+
+
+def _spaced(points: Iterable[int], total_steps: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(total_steps * k / JUDGEMENTS)) for k in points}))
 
 
@@ -302,6 +312,7 @@ def evaluation(
         "judge": dict(setting.judge) if setting.judge else None,
         "classifier": dict(setting.classifier) if setting.classifier else None,
         "samples": setting.config.judge.samples,
+        "validation_samples": 0 if sampling_seed else setting.config.judge.validation_samples,
         "sampling_seed": sampling_seed,
         "grid": seed == 0 and sampling_seed == 0,
         "device": setting.device,

@@ -129,6 +129,7 @@ class _Page:
             "spread": tables.spread_of(self.curves, self.summary.get("sampling_sd")),
             "sampled": bool(self.summary.get("sampling_sd")),
             "classes": tables.classes_of(self.rows, self.searches, self.focus),
+            "stability": tables.stability_of(self.summary.get("stability"), self.primary),
             "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
             "troubles": self.troubles,
             "no_troubles": self.no_troubles,

@@ -34,6 +34,7 @@ _LABELS = {
     "kl": "KL divergence",
     "accuracy": "downstream accuracy",
     "confident": "share of clear samples",
+    "early_stopping_step": "early-stopping step",
 }
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
@@ -252,6 +253,22 @@ def classes_of(rows: Iterable[Row], searches: Sequence[SearchKey], focus: int) -
     columns = ("arm", *(str(int(name.removeprefix("class-"))) for name in classes))
     note = "Percent of the samples, by their most probable class; mean over training seeds."
     return Table("Classes of the samples", columns, tuple(lines), note)
+
+
+def stability_of(found: Any, metric: str | None) -> Table | None:
+    """How much tickets vary over seeds against each other arm, by search."""
+    rows = []
+    for search, arms in found.items() if isinstance(found, Mapping) else ():
+        for arm, ratio in arms.items():
+            span = f"{number(ratio.get('low'), 3)} to {number(ratio.get('high'), 3)}"
+            cells = (number(ratio.get("ratio"), 3), span, str(ratio.get("state", NONE)))
+            rows.append((f"{search}: ticket / {arm}", *cells, number(ratio.get("seeds"))))
+    if not rows or metric is None:
+        return None
+    columns = ("standard deviations", "ratio", "95% interval", "the ticket is", "seeds")
+    note = ("Over training seeds, pooled over the levels; the interval by a bootstrap over seeds. "
+            "Undecided below ten seeds.")  # fmt: skip
+    return Table(f"Spread of the {metric_label(metric)}", columns, tuple(rows), note)
 
 
 def convergence_of(changes: Any, metric: str | None) -> Table | None:
