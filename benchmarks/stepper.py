@@ -33,6 +33,8 @@ badly that most units die, and its moments fade into denormal numbers, slow to c
 
 def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
     """What does one training step of a side."""
+    # As in tombola's workers, and on every side: no processor's slowness with them shall count.
+    torch.set_flush_denormal(True)
     name, size = setting["task"], setting["size"]
     made = settings.task(name, size)
     built = settings.networks(made, name)

@@ -203,14 +203,17 @@ def test_an_unknown_name_is_refused(capsys):
 
 
 def test_kept_results_name_their_command_and_machine():
-    kept = sorted((FOLDER / "results").glob("*.md"))
-    assert kept
-    sections = re.split(r"^## ", kept[-1].read_text(), flags=re.MULTILINE)
-    assert 2 <= len(sections) <= 1 + len(entry.BENCHMARKS)
-    assert "torch 2." in sections[0]
-    for section in sections[1:]:
-        assert re.search(r"`python benchmarks/run.py .*`, 20\d\d-\d\d-\d\d \d\d:\d\d UTC", section)
-        assert "| --- |" in section
+    titles = set()
+    for path in (FOLDER / "results").glob("*.md"):
+        head, *sections = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
+        assert head.startswith("# Measured on ")
+        assert "torch 2." in head
+        for section in sections:
+            stamp = r"`python benchmarks/run.py .*`, 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
+            assert re.search(stamp, section)
+            assert "| --- |" in section
+            titles.add(section.partition("\n")[0])
+    assert len(titles) == len(entry.BENCHMARKS)  # a result is kept of each
 
 
 # The two sides do the same work.

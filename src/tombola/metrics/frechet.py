@@ -74,7 +74,8 @@ class Gaussian:
         if not self.n:
             self._shift = batch.mean(0, dtype=np.float64)
             self._sum = np.zeros_like(self._shift)
-        centred = batch.astype(np.float64) - self._shift
+        centred = batch.astype(np.float64)
+        centred -= self._shift
         self.n += len(batch)
         self._sum += centred.sum(0)
         self._covariance = self._root = None
@@ -100,7 +101,9 @@ class Gaussian:
     def covariance(self) -> Array:
         """Unbiased covariance (d, d); DataError for fewer than two vectors."""
         if self._covariance is None:
-            self._covariance = self._finished_covariance()
+            lower = self.lower()
+            self._covariance = np.tril(lower)
+            self._covariance += np.tril(lower, -1).T
         return self._covariance
 
     def root(self) -> Array:
@@ -109,18 +112,26 @@ class Gaussian:
             self._root = triangular_root(self.covariance)
         return self._root
 
-    def _finished_covariance(self) -> Array:
+    def lower(self) -> Array:
+        """The covariance (d, d), of which only the lower triangle is right; raises as above."""
         factor = self._factor()
         if factor is not None:
-            return factor.T @ factor
+            whole: Array = factor.T @ factor
+            return whole
         assert self._scatter is not None
         # the scatter about the mean is that about the shift less n times the offset's square
+        scaled: Array = self._scatter / (self.n - 1)
+        share = -self.n / (self.n - 1)
+        lower: Array = blas.dsyr(share, self._sum / self.n, a=scaled, lower=1, overwrite_a=1)
+        return lower
+
+    def trace(self, factor: Array | None) -> float:
+        """The covariance's trace; ``factor`` is what ``_factor`` gives."""
+        if factor is not None:
+            return float((factor * factor).sum())
+        assert self._scatter is not None
         offset = self._sum / self.n
-        covariance = np.tril(self._scatter)
-        covariance += np.tril(covariance, -1).T
-        covariance -= np.outer(self.n * offset, offset)
-        covariance /= self.n - 1
-        return covariance
+        return (float(np.trace(self._scatter)) - self.n * float(offset @ offset)) / (self.n - 1)
 
     def _factor(self) -> Array | None:
         """F (n, d) with F^T F = covariance while vectors are fewer than dimensions, else None."""
@@ -168,28 +179,22 @@ def frechet_distance(
         shared = _trace_root(a @ sample.covariance @ a.T)
     else:
         root = reference.root() if root is None else root
-        shared = _trace_root(_congruent(sample.covariance, root))
-    total = _trace(reference, a) + _trace(sample, b) + float(offset @ offset)
+        shared = _trace_root(_congruent(sample, root))
+    total = reference.trace(a) + sample.trace(b) + float(offset @ offset)
     # rounding may leave a distance of zero at -1e-15 of the traces
     return max(0.0, total - 2 * shared)
 
 
-def _congruent(matrix: Array, root: NDArray[Any]) -> Array:
+def _congruent(sample: Gaussian, root: NDArray[Any]) -> Array:
     """L^T B L, which has the eigenvalues of L L^T B; at least its lower triangle is right."""
-    if len(matrix) < LARGE:
-        small: Array = root.T @ matrix @ root
+    if sample.dimensions < LARGE:
+        small: Array = root.T @ sample.covariance @ root
         return small
     # an eighth of two products' work, but many calls: slow on small matrices
-    product, info = lapack.dsygst(matrix, root, itype=2, lower=1)
+    product, info = lapack.dsygst(sample.lower(), root, itype=2, lower=1, overwrite_a=1)
     assert info == 0
     large: Array = product
     return large
-
-
-def _trace(gaussian: Gaussian, factor: Array | None) -> float:
-    if factor is not None:
-        return float((factor * factor).sum())
-    return float(np.trace(gaussian.covariance))
 
 
 def _trace_root(matrix: Array) -> float:
