@@ -33,8 +33,6 @@ badly that most units die, and its moments fade into denormal numbers, slow to c
 
 def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
     """What does one training step of a side."""
-    # As in tombola's workers, and on every side: no processor's slowness with them shall count.
-    torch.set_flush_denormal(True)
     name, size = setting["task"], setting["size"]
     made = settings.task(name, size)
     built = settings.networks(made, name)
@@ -55,4 +53,6 @@ def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
+    # As in tombola's workers, and on every side: no processor's slowness with them shall count.
+    torch.set_flush_denormal(True)
     serve(stepper(json.loads(sys.argv[1])))
