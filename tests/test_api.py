@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 import helpers
 import in_process
 import tombola
-from tombola.engine import stages
+from tombola.engine import loop
 from tombola.engine.search import Progress
 from tombola.runtime import rng
 
@@ -191,7 +191,7 @@ class Steps(Progress):
 
 
 def test_progress_is_told_to_the_last_step(monkeypatch):
-    monkeypatch.setattr(stages, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
     progress = Steps()
     tombola.find(TASK, out="out", progress=progress, **SMALL)
     # Runs: dense, its judgement, rewind point, mask, ticket, its judgement.

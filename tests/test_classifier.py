@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tombola.models.classifier import Classifier, classification_loss, rotated, shifted
+from tombola.models.classifier import (
+    Classifier,
+    ResNet18,
+    classification_loss,
+    rotated,
+    shifted,
+)
 
 
 def macs(module: nn.Module, channels: int) -> int:
@@ -26,6 +32,17 @@ def test_the_classifier_stays_within_20_mmac_and_64_features(channels, width):
 def test_the_grey_judge_takes_three_million_macs():
     # 16x16x25x16 + 16x16x9x16x32 + 8x8x9x32x64 + 4x4x9x64x64 + 64x10
     assert macs(Classifier(1, 10, 16), 1) == 102_400 + 1_179_648 + 1_179_648 + 589_824 + 640
+
+
+def test_resnet18_is_the_published_one():
+    with torch.device("meta"):
+        model = ResNet18(3, 1000)
+    # He et al. 2016, table 1: 1.8 GMAC at 224x224; 11,689,512 parameters in every library.
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        model(torch.empty(1, 3, 224, 224))
+    assert counter.get_total_flops() // 2 == 1_814_073_344
+    assert ResNet18(1, 10, 2).features(torch.zeros(2, 1, 32, 32)).shape == (2, 16)
 
 
 def test_logits_are_linear_in_the_features():

@@ -46,6 +46,7 @@ HASHES = {
     "mask": "3fcd6012f92ada2f1051b2e418fbad60",
     "judge": "4557b4c312f4ba37947fb0575212ff4e",
     "evaluate": "44342e1f4a0136b586363840e33afb56",
+    "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
 }
 
 

@@ -32,8 +32,9 @@ from tombola.metrics.judge_files import (
     read_judge_file,
     shipped_judge,
     weights_sha256,
+    write_judge_file,
 )
-from tombola.models.classifier import Classifier
+from tombola.models.classifier import Classifier, ResNet18
 
 SHIPPED = ("digits", "mnist")
 
@@ -124,6 +125,23 @@ def test_a_saved_judge_comes_back_the_same(model, tmp_path):
     save_judge(path, model, {"accuracy": 0.5, "data": "toy"})
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["judge.safetensors"]
+
+
+def test_a_saved_resnet18_comes_back_as_one(tmp_path):
+    torch.manual_seed(0)
+    path, resnet = tmp_path / "judge.safetensors", ResNet18(1, 10, 4).eval()
+    save_judge(path, resnet, {"data": "toy"})
+    judge = load_judge(path)
+    assert judge.dimensions == 32
+    assert judge.metadata["network"] == "resnet18"
+    features, _ = judge.features(images())
+    own = classifier_judge(resnet, {"data": "toy"}).features(images())[0]
+    np.testing.assert_array_equal(features, own)
+    arrays, metadata = read_judge_file(path)
+    for network in ("resnet19", 3):
+        write_judge_file(path, arrays, {**metadata, "network": network})
+        with pytest.raises(DataError, match="no sound judge file: its metadata"):
+            load_judge(path)
 
 
 def test_the_hash_is_of_the_weights_and_not_of_the_metadata(model, tmp_path):

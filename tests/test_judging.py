@@ -23,6 +23,7 @@ from tombola.engine import classifier, judging
 from tombola.engine.judging import JudgedState, evaluate, open_judge, save_grid
 from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
+from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.recipes.setting import choose_classifier, choose_judge
 from tombola.registry import file_sha256
 from tombola.runs.store import Store
@@ -340,6 +341,9 @@ def test_which_judge_is_taken(tmp_path, monkeypatch):
     assert choose_judge(LinearAE(), digits) is None
 
 
+RESNET = {"source": "run", "network": "resnet18"}
+
+
 def test_which_classifier_is_taken(tmp_path, monkeypatch):
     digits = load_images("digits", (1, 32, 32))
     shipped = choose_judge(VAE(), digits)
@@ -347,7 +351,11 @@ def test_which_classifier_is_taken(tmp_path, monkeypatch):
         assert choose_classifier(task, digits, "auto") == shipped
         assert choose_classifier(task, digits, "none") is None
         unlabelled = images_of(digits.splits["judge"])
-        assert choose_classifier(task, unlabelled, "judge") is None
+        assert choose_classifier(task, unlabelled, "auto") is None
+        assert choose_classifier(task, digits, "resnet18") == RESNET
+        for asked in ("judge", "resnet18"):
+            with pytest.raises(tombola.ConfigError, match="no labels to learn from; leave it"):
+                choose_classifier(task, unlabelled, asked)
     other = dataclasses.replace(digits, name="other")
     # An autoencoder alone needs no judge: an hour of training one has to be asked for.
     assert choose_classifier(LinearAE(), other, "auto") is None
@@ -443,7 +451,7 @@ def test_the_judges_length_is_asked_or_by_its_recipe(tmp_path, monkeypatch):
         return 0.0
 
     monkeypatch.setattr(classifier, "_run", run)
-    monkeypatch.setattr(classifier, "gate", lambda *_: {"passed": True, "reasons": []})
+    monkeypatch.setattr(classifier, "gate", lambda *_, **__: {"passed": True, "reasons": []})
     images = load_images("digits", (1, 32, 32))
     for steps in (7, 0):
         assert classifier.train_judge({"steps": steps}, images, tmp_path)["steps"] == lengths[-1]
@@ -550,8 +558,50 @@ def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeyp
         assert value == pytest.approx(statistics.stdev(values))
         if metric[1:3] == "cd":
             assert value > 0
+    # What training images score instead, by nothing that generates.
+    floor = next(each for each in records(tmp_path / "out") if each["kind"] == "floor")
+    assert result.summary["floor"] == floor["values"]
+    assert floor["n"] == 40
     # Only the first sampling seed is in the table.
     assert len(result.rows) == 2 * (len(spread) + 1)
+
+
+def test_the_floor_is_the_distance_of_training_images():
+    digits = load_images("digits", (1, 32, 32))
+    judge = open_judge({"source": "shipped"}, "digits", None)
+    found = judging.floor_of(judge, digits, 300)
+    chosen = torch.randperm(1200, generator=rng(0, "floor"))[:300]
+    features = [
+        judge.features(images, probabilities=False)[0]
+        for images in (digits.splits["judge"][:300], digits.splits["train"][chosen])
+    ]
+    expected = frechet_distance(*map(Gaussian.of, features))
+    assert found["values"][judge.metrics["frechet"]] == pytest.approx(expected, rel=1e-9)
+    assert found["n"] == 300
+    # Two samples of one distribution: not 0, but far below what a corruption makes of them.
+    noise = torch.randint(0, 256, digits.splits["train"][:300].shape, dtype=torch.uint8)
+    few = dataclasses.replace(digits, splits={**digits.splits, "train": noise})
+    far = judging.floor_of(judge, few, 360)
+    assert far["n"] == 300
+    assert 0 < 40 * expected < far["values"][judge.metrics["frechet"]]
+
+
+def test_resnet18_is_trained_beside_the_judge_and_says_what_images_are_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "MIN_STEPS", 1)
+    options = {"steps": 25, "rounds": 1, "seeds": 1}
+    settings = {"judge": {"samples": 40, "sampling_seeds": 1, "downstream": "resnet18", "steps": 2}}
+    result = search("TinyGAN", tmp_path / "out", monkeypatch, settings=settings, **options)
+    found = records(tmp_path / "out")
+    (trained,) = (record for record in found if record["kind"] == "judge")
+    assert trained["config"]["network"] == "resnet18"
+    # It compares nothing, so it need not climb; what it gets wrong counts.
+    assert set(trained["gate"]) == {"accuracy", "passed", "reasons"}
+    assert trained["gate"]["passed"] == (trained["accuracy"] >= 0.95)
+    for record in found:
+        if record["kind"] == "evaluate":
+            assert set(record["parents"]) == {"train", "classifier"}
+    assert result.summary["classifier"]["network"] == "resnet18"
+    assert result.summary["judge"]["source"] == "shipped"
 
 
 def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):

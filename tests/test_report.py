@@ -33,7 +33,7 @@ from tombola.report.tables import (
     spread_of,
     verdict_table,
 )
-from tombola.runs.results import CostRow, Row, write_results
+from tombola.runs.results import CostRow, Row, write_costs, write_results
 
 KEY = SearchKey("imp", "all", 10, "fp32", None)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -193,6 +193,24 @@ def test_verdict_table_of_several_searches_has_one_line_each() -> None:
     lines = verdict_table(summary).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["imp/all", "imp/decoder"]
     assert lines[-1] == "S."
+    lines = verdict_table({**summary, "floor": {"fid": 1.25, "kid": 3.0}}).splitlines()
+    assert lines[-3] == "Floor of fid: training images instead of samples get 1.25."
+
+
+def test_the_floor_is_drawn_for_the_frechet_distance_alone(tmp_path: Path) -> None:
+    pages = []
+    for floor in ({}, {"reconstruction_error": 0.5}, {"fid": 0.5}):
+        rows = [row("dense", 0, s, 2.0 + s, metric="fid") for s in range(3)]
+        rows += [row("dense", 0, s, 2.0 + s, metric="reconstruction_error") for s in range(3)]
+        write_results(tmp_path / "results.csv", rows)
+        write_costs(tmp_path / "costs.csv", [])
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "summary.json").write_text(json.dumps({"primary": "fid", "floor": floor}))
+        pages.append(write_report(tmp_path).read_text())
+    said = "The dotted line is what as many training images get: the floor."
+    assert [page.count(said) for page in pages] == [0, 0, 1]
+    # In the legend of the drawing for wide screens, and of that for narrow ones.
+    assert [page.count(">floor<") for page in pages] == [0, 0, 2]
 
 
 def test_levels_table() -> None:
@@ -230,9 +248,9 @@ def test_costs_count_a_shared_dense_run_once_and_split_search_from_training() ->
 
 def test_spread_keeps_training_and_sampling_seeds_apart() -> None:
     rows = [row("dense", 0, s, v) for s, v in enumerate((1.0, 2.0, 3.0))]
-    table = spread_of(curves_of(rows), {"fid": 0.25})
+    table = spread_of(curves_of(rows), {"fid": 0.25}, {"fid": 0.125})
     assert table is not None
-    assert table.rows == (("FID", "2", "1\u00a0(3\u00a0seeds)", "0.25", "100"),)
+    assert table.rows == (("FID", "2", "1\u00a0(3\u00a0seeds)", "0.25", "0.125", "100"),)
 
 
 def test_collapsed_layers_are_named() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tombola.config import build
 from tombola.data.sources import load_images
-from tombola.engine import classifier, stages
+from tombola.engine import classifier, loop
 from tombola.engine.stages import Context, execute
 from tombola.engine.worker import _in_users_file
 from tombola.recipes.recipes import judged_steps, search
@@ -65,7 +65,7 @@ def test_a_training_cut_off_between_checkpoints_ends_at_the_same_bytes(
     graph = plan(kind)
     dense = next(node for node in graph.graph if node.kind == "train")
     execute(dense, context(whole, kind=kind))
-    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     advance = Trainer.advance
 
     def failing(self):

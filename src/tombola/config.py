@@ -22,7 +22,7 @@ METHODS = ("imp", "one-shot")
 METHODS_TO_COME = ("early-bird", "snip", "grasp", "synflow", "random")
 CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long")
 CONTROLS_TO_COME = ("thin-flops", "random-channels")
-DOWNSTREAM = ("auto", "judge", "none")
+DOWNSTREAM = ("auto", "judge", "resnet18", "none")
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
 MOST = 1000
@@ -166,7 +166,7 @@ class JudgeSection:
     sampling_seeds: int = 3
     """How often one dense network is sampled anew to show the judge's own noise."""
     downstream: str = "auto"
-    """Which classifier says what images are of: auto (where one is at hand), judge, or none."""
+    """Which classifier says what images are of: auto (one at hand), judge, resnet18 or none."""
     steps: int = 0
     """Training length of a data set's own classifier; 0 = as its recipe says, at least 1,500."""
 

@@ -19,6 +19,8 @@ from tombola.data.sources import Images
 from tombola.metrics.features import adapt, load_judge, save_judge
 from tombola.metrics.ladder import gate
 from tombola.models.classifier import (
+    NETWORKS,
+    RESNET18,
     ROTATIONS,
     Classifier,
     ClassifierRecipe,
@@ -47,7 +49,8 @@ class JudgeTask(Task):
 
     def networks(self, shape: Shape) -> Networks:
         """One classifier for images (C, 32, 32)."""
-        return {"classifier": Classifier(shape[0], self._classes, self._recipe.width)}
+        kind = NETWORKS[self._recipe.network]
+        return {"classifier": kind(shape[0], self._classes, self._recipe.width)}
 
     def loss(self, turn: str, networks: Networks, images: Any) -> Tensor:
         """Cross-entropy of a batch of (images, labels or None)."""
@@ -82,7 +85,7 @@ def train_judge(
     Returns its metadata: accuracy on the judge split, the gate's result, steps and seconds.
     """
     channels = images.splits["train"].shape[1]
-    recipe = classifier_recipe(images.name, channels)
+    recipe = classifier_recipe(images.name, channels, config.get("network", "small"))
     labelled = images.classes > 0
     task = JudgeTask(recipe, images.classes if labelled else ROTATIONS)
     train = adapt(images.splits["train"], channels).contiguous()
@@ -101,7 +104,8 @@ def train_judge(
         metadata["accuracy"] = _accuracy(model, images)
     path = folder / "judge.safetensors"
     save_judge(path, model, metadata)
-    metadata["gate"] = gate(load_judge(path), images.splits, images.labels)
+    compares = recipe.network != RESNET18  # that one only says what images are of
+    metadata["gate"] = gate(load_judge(path), images.splits, images.labels, compares=compares)
     save_judge(path, model, metadata)
     return {**metadata, "seconds": seconds}
 

@@ -153,6 +153,20 @@ class _Eye:
         }
 
 
+def floor_of(judge: Judge, images: Images, samples: int) -> dict[str, Any]:
+    """What training images score in the place of samples: ``values`` by metric, and ``n`` of them.
+
+    As many as a generator would be asked for, drawn without repetition (all, where there are
+    fewer). No generator should do better by more than chance: a Frechet distance between samples
+    of this size is not 0 even if both are of one distribution.
+    """
+    reals, train = images.splits["judge"][:samples], images.splits["train"]
+    chosen = torch.randperm(len(train), generator=rng(0, "floor"))[: len(reals)]
+    features, _ = judge.features(train[chosen], probabilities=False)
+    eye = _Eye(judge, None, reals, None, images.sha256)
+    return {"values": eye.distances(judge, features), "n": len(chosen)}
+
+
 def reals_seen(judge: Judge, reals: Tensor, name: str) -> tuple[Gaussian, Cloud]:
     """What a judge sees in real images, computed once a process and name."""
     kept = _kept((judge.sha256, name, tuple(reals.shape)))

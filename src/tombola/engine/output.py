@@ -236,23 +236,26 @@ class Output:
             "convergence": self._convergence(verdicts["primary"]),
             "stability": self._stability(verdicts["primary"], rows, searches),
             "sampling_sd": self._sampling_sd(),
+            "floor": self.record(self.plan.floor)["values"] if self.plan.floor else {},
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
         }
 
     def _gate(self, verdicts: Mapping[str, Any]) -> None:
         """A classifier that failed its gate gives curves, but no verdict."""
-        trained = {"source": "run"}
-        own = {"accuracy"} if self.setting.classifier == trained else set()
-        own |= set(COMPARISONS) if self.setting.judge == trained else set()
-        gate = (self._network_behind(trained) or {}).get("gate") if own else None
-        if gate is None or gate["passed"]:
-            return
-        why = "; ".join(gate["reasons"])
+        why: dict[str, str] = {}
+        for spec, kinds in (
+            (self.setting.classifier, ("accuracy",)),
+            (self.setting.judge, COMPARISONS),
+        ):
+            gate = (self._network_behind(spec) or {}).get("gate")
+            if gate is not None and not gate["passed"]:
+                why |= dict.fromkeys(kinds, "; ".join(gate["reasons"]))
         for arm in verdicts["arms"].values():
             for metric, verdict in arm.items():
-                if metric_kind(metric) in own:
-                    text = f"No verdict on {metric}: its judge failed its gate ({why})."
+                reasons = why.get(metric_kind(metric))
+                if reasons is not None:
+                    text = f"No verdict on {metric}: its judge failed its gate ({reasons})."
                     verdict.update(
                         state="undecided",
                         reason="judge failed its gate",
@@ -321,12 +324,15 @@ class Output:
 
     def _network_behind(self, spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """What judge or classifier is: its source, and the gates of one that was trained here."""
-        if spec != {"source": "run"}:
+        if spec is None or spec["source"] != "run":
             return dict(spec) if spec else None
-        node = next(n for n in self.plan.graph if n.kind == "judge")
+        network = spec.get("network")
+        node = next(
+            n for n in self.plan.graph if n.kind == "judge" and n.config.get("network") == network
+        )
         record = self.record(node.hash)
         kept = ("data", "accuracy", "gate", "labelled", "steps")
-        return {"source": "run", **{k: record[k] for k in kept if k in record}}
+        return {**spec, **{k: record[k] for k in kept if k in record}}
 
     def arm_label(self, arm: Arm) -> str:
         """The arm's folder name, which also stands for it in summary.json."""

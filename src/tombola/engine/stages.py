@@ -29,9 +29,11 @@ from tombola.engine.judging import (
     GRID_ROWS,
     JudgedState,
     evaluate,
+    floor_of,
     open_judge,
     save_grid,
 )
+from tombola.engine.loop import Loop
 from tombola.errors import ConfigError, DivergedError, UserError
 from tombola.recipes.recipes import course_steps, judged_steps
 from tombola.registry import CRITERIA, TASKS
@@ -44,9 +46,6 @@ from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
 from tombola.tasks.base import Networks, Task
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
 from tombola.training.trainer import Settings, Trainer, load_weights
-
-CHECKPOINT_SECONDS = 60.0
-PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +185,7 @@ def train(node: Node, context: Context) -> None:
     total = config["steps"]
     judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
-    loop = _Loop(trainer, context, checkpoint, seconds, config.get("from_step", 0))
+    loop = Loop(trainer, context.progress, checkpoint, seconds, config.get("from_step", 0))
     try:
         while True:
             if trainer.step in kept:
@@ -219,40 +218,6 @@ def train(node: Node, context: Context) -> None:
         context,
         {"seconds": loop.seconds, "log": trainer.log, "peak_memory_bytes": memory},
     )
-
-
-class _Loop:
-    """A training's clock, progress reports and checkpoints."""
-
-    def __init__(
-        self, trainer: Trainer, context: Context, path: Path, seconds: float, first: int
-    ) -> None:
-        self.trainer, self.context, self.path = trainer, context, path
-        self.seconds = seconds
-        self._lap = self._saved = self._told = time.perf_counter()
-        self._told_step = first
-
-    def advance(self) -> None:
-        """One step; a checkpoint at most every minute."""
-        self.trainer.advance()
-        now = time.perf_counter()
-        if now - self._told > PROGRESS_SECONDS:
-            self._tell(now)
-        if now - self._saved > CHECKPOINT_SECONDS:
-            self.close()
-            save_state(self.path, self.trainer, {"seconds": self.seconds})
-            self._saved = time.perf_counter()
-
-    def close(self) -> None:
-        """Bring the clock and the progress up to date."""
-        now = time.perf_counter()
-        self.seconds += now - self._lap
-        self._lap = now
-        self._tell(now)
-
-    def _tell(self, now: float) -> None:
-        self.context.progress(self.trainer.step - self._told_step)
-        self._told, self._told_step = now, self.trainer.step
 
 
 def _trainer(config: Mapping[str, Any], context: Context, node: Node | None) -> Trainer:
@@ -328,11 +293,7 @@ def evaluation(node: Node, context: Context) -> None:
     runtime = context.runtime(config)
     last = max(config["steps"])
     weights = {step: JudgedState(trained, step, last) for step in config["steps"]}
-    judges = {
-        role: context.store.path(node.parents[role]) / "judge.safetensors"
-        for role in ("judge", "classifier")
-        if role in node.parents
-    }
+    judges = _judge_files(node, context)
     task = context.make_task(config)
     images = context.images(tuple(config["data"]["shape"]))
     record, made = evaluate(config, task, images, runtime, weights, judges)
@@ -348,6 +309,27 @@ def evaluation(node: Node, context: Context) -> None:
         judge = open_judge(config["judge"], images.name, judges.get("judge"), str(runtime.device))
         record["course"] = course(config, task, images, runtime, states, judge)
     _commit(node, context, {**record, "seconds": time.perf_counter() - start})
+
+
+def floor(node: Node, context: Context) -> None:
+    """Judge training images in the place of samples."""
+    config = node.config
+    context.store.begin(node.hash)
+    runtime = context.runtime(config)
+    images = context.images(tuple(config["data"]["shape"]))
+    path = _judge_files(node, context).get("judge")
+    judge = open_judge(config["judge"], images.name, path, str(runtime.device))
+    assert judge is not None
+    _commit(node, context, floor_of(judge, images, config["samples"]))
+
+
+def _judge_files(node: Node, context: Context) -> dict[str, Path]:
+    """The files of the networks that were trained to judge, by role."""
+    return {
+        role: context.store.path(node.parents[role]) / "judge.safetensors"
+        for role in ("judge", "classifier")
+        if role in node.parents
+    }
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
@@ -392,4 +374,5 @@ STAGES: dict[str, Callable[[Node, Context], None]] = {
     "train": train,
     "judge": judge,
     "evaluate": evaluation,
+    "floor": floor,
 }

@@ -31,7 +31,7 @@ from tombola.metrics.judge_files import (
     weights_sha256,
     write_judge_file,
 )
-from tombola.models.classifier import FEATURES, IMAGE_SIZE, Classifier
+from tombola.models.classifier import IMAGE_SIZE, NETWORKS, Classifier
 
 __all__ = [
     "Judge",
@@ -177,7 +177,8 @@ def classifier_judge(
         del probabilities  # they cost nothing here
         return features, network.head(features).softmax(1)
 
-    return Judge(f"{metadata['data']}-{sha256[:8]}", sha256, FEATURES, dict(metadata), see)
+    name = f"{metadata['data']}-{sha256[:8]}"
+    return Judge(name, sha256, network.dimensions, dict(metadata), see)
 
 
 def save_judge(path: Path, model: Classifier, metadata: Mapping[str, Any]) -> str:
@@ -187,6 +188,8 @@ def save_judge(path: Path, model: Classifier, metadata: Mapping[str, Any]) -> st
     """
     weights = _arrays(model)
     shape = {"channels": model.channels, "classes": model.classes, "width": model.width}
+    if model.network != "small":
+        metadata = {**metadata, "network": model.network}
     sha256 = weights_sha256(weights)
     write_judge_file(path, weights, {**metadata, **shape, "sha256": sha256})
     return sha256
@@ -197,15 +200,21 @@ def load_judge(path: Path, *, device: str | torch.device = "cpu") -> Judge:
     weights, metadata = read_judge_file(path)
     shape: list[Any] = [metadata.get(key) for key in ("channels", "classes", "width")]
     limits = (3, 100_000, 256)
-    if not isinstance(metadata.get("data"), str) or not all(
-        isinstance(value, int) and 1 <= value <= limit
-        for value, limit in zip(shape, limits, strict=True)
+    kind = NETWORKS.get(str(metadata.get("network", "small")))
+    named = isinstance(metadata.get("data"), str)
+    if (
+        kind is None
+        or not named
+        or not all(
+            isinstance(value, int) and 1 <= value <= limit
+            for value, limit in zip(shape, limits, strict=True)
+        )
     ):
         raise DataError(f"{path} is no sound judge file: its metadata {shape}; train it again")
     if weights_sha256(weights) != metadata.get("sha256"):
         raise DataError(f"{path} is no sound judge file: its checksum differs; train it again")
     with torch.device("meta"):
-        model = Classifier(*shape)
+        model = kind(*shape)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
     try:
         model.load_state_dict(tensors, assign=True)

@@ -24,8 +24,8 @@ INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION = "inception"
 FORMAT = "tombola.judge/1"
-MAX_JUDGE_BYTES = 16 * 1024 * 1024
-"""A judge is at most 64 features wide, so that a larger file is no judge."""
+MAX_JUDGE_BYTES = 64 * 1024 * 1024
+"""ResNet-18 takes 45 MB; a larger file is no judge."""
 ACCURACY_GATES = {"digits": 0.95, "mnist": 0.985, "cifar10": 0.80}
 """Smallest accuracy on the judge split with which a classifier may judge."""
 

@@ -2,7 +2,8 @@
 
 It stands in for Inception where that file is absent or means little (digits, MNIST): 32x32 images,
 64 features after a ReLU and a mean over positions, as in Inception's last pooling, and logits that
-are linear in them. At width 16 on grey images it takes 3.1 MMAC an image.
+are linear in them. At width 16 on grey images it takes 3.1 MMAC an image. The paper's ResNet-18 can
+be had instead for downstream accuracy: 37 MMAC an image.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tombola.models.residual import basic_block
+
 FEATURES = 64
-"""Length of a feature vector."""
+"""Length of a feature vector of the small classifier."""
+RESNET18 = "resnet18"
+"""Name of the other network."""
 IMAGE_SIZE = 32
 """Height and width of the judge's input, in pixels."""
 ROTATIONS = 4
@@ -24,9 +29,12 @@ ROTATIONS = 4
 class Classifier(nn.Module):
     """Convolutional classifier of 32x32 images with 64 features."""
 
+    network = "small"
+
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
         super().__init__()
         self.channels, self.classes, self.width = channels, classes, width
+        self.dimensions = FEATURES
         self.main = nn.Sequential(
             *_block(channels, width, 5, 2),  # 16x16
             *_block(width, 2 * width, 3, 1),
@@ -40,7 +48,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (N, C, 32, 32) in [-1, 1] -> features (N, 64), not negative."""
+        """Images (N, C, 32, 32) in [-1, 1] -> features (N, dimensions), not negative."""
         features: Tensor = self.main(images)
         return features
 
@@ -50,10 +58,32 @@ class Classifier(nn.Module):
         return logits
 
 
+class ResNet18(Classifier):
+    """ResNet-18 with 512 features (11.2M parameters): He et al. 2016, table 1, "18-layer"."""
+
+    network = RESNET18
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        nn.Module.__init__(self)
+        self.channels, self.classes, self.width = channels, classes, width
+        self.dimensions = 8 * width
+        layers = [*_block(channels, width, 7, 2), nn.MaxPool2d(3, 2, 1)]  # 16x16, 8x8
+        inputs = width
+        for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+            layers += [basic_block(inputs, outputs, stride), basic_block(outputs, outputs, 1)]
+            inputs = outputs
+        self.main = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(self.dimensions, classes)
+
+
+NETWORKS: dict[str, type[Classifier]] = {kind.network: kind for kind in (Classifier, ResNet18)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRecipe:
     """How a judge is trained; the shipped ones were made with these values."""
 
+    network: str = "small"
     width: int = 16
     epochs: int = 6
     batch_size: int = 128
@@ -65,8 +95,17 @@ class ClassifierRecipe:
     """Whether half of the batches are scaled to 28x28 and padded, as a task of that size gives."""
 
 
-def classifier_recipe(data: str, channels: int) -> ClassifierRecipe:
+def classifier_recipe(data: str, channels: int, network: str = "small") -> ClassifierRecipe:
     """The recipe for a data source: more epochs for few images, more width for colour."""
+    if network == RESNET18:
+        return ClassifierRecipe(
+            network=RESNET18,
+            width=64,
+            epochs=4 if data == "mnist" else 30 if channels == 3 else 10,
+            learning_rate=1e-3,
+            flip=channels == 3,
+            shrink=data != "mnist",
+        )
     if data == "digits":
         return ClassifierRecipe(epochs=60, batch_size=64)
     if data == "mnist":  # 28x28 by nature: padding is all it ever gets

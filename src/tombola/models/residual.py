@@ -52,10 +52,10 @@ class ResidualEncoder(nn.Module):
             nn.Conv2d(shape[0], w, 3, 2, 1, bias=False),
             nn.BatchNorm2d(w),
             nn.ReLU(inplace=True),
-            _encoding(w, w, 1),
-            _encoding(w, 2 * w, 2),
-            _encoding(2 * w, 4 * w, 2),
-            _encoding(4 * w, 8 * w, 2),
+            basic_block(w, w, 1),
+            basic_block(w, 2 * w, 2),
+            basic_block(2 * w, 4 * w, 2),
+            basic_block(4 * w, 8 * w, 2),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(8 * w, 2 * latent),
@@ -86,7 +86,7 @@ class ResidualDecoder(nn.Module):
             _decoding(8 * w, 4 * w),
             _decoding(4 * w, 2 * w),
             _decoding(2 * w, w),
-            _encoding(w, w, 1),
+            basic_block(w, w, 1),
             nn.Conv2d(w, shape[0], 3, 1, 1),
             nn.Tanh(),
         )
@@ -150,8 +150,11 @@ class ResidualDiscriminator(nn.Module):
         return cast(Tensor, self.main(images).flatten())
 
 
-def _encoding(inputs: int, outputs: int, stride: int) -> _Sum:
-    """The basic block of He et al. 2016; a 1x1 convolution skips where the shape changes."""
+def basic_block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The basic block of He et al. 2016; a 1x1 convolution skips where the shape changes.
+
+    Images (N, inputs, H, W) -> (N, outputs, H / stride, W / stride).
+    """
     main = nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),

@@ -58,7 +58,7 @@ class Cell:
     """The thinner network that was trained, where it is not the task's own."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Plan:
     """A graph of runs and how its results are laid out."""
 
@@ -67,6 +67,8 @@ class Plan:
     arms: list[Arm] = field(default_factory=list)
     resampled: list[str] = field(default_factory=list)
     """Evaluations of one dense network with other sampling seeds."""
+    floor: str | None = None
+    """The judgement of training images in the place of samples, where samples are compared."""
 
 
 def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:
@@ -101,11 +103,12 @@ def search(setting: Setting) -> Plan:
         for method in config.method
     ]
     plan = Plan(graph=Graph(), arms=arms)
-    judge = _judge(setting, plan.graph)
+    judges = _judges(setting, plan.graph)
     for seed in range(config.seeds):
         for arm in arms:
-            _Chain(setting, plan, arm, seed, judge).build()
-    _resample(setting, plan, judge)
+            _Chain(setting, plan, arm, seed, judges).build()
+    _resample(setting, plan, judges)
+    _floor(setting, plan, judges)
     return plan
 
 
@@ -116,10 +119,10 @@ def dense(setting: Setting) -> Plan:
         for precision in setting.config.train.precision
     ]
     plan = Plan(graph=Graph(), arms=arms)
-    judge = _judge(setting, plan.graph)
+    judges = _judges(setting, plan.graph)
     for seed in range(setting.config.search.seeds):
         for arm in arms:
-            _Chain(setting, plan, arm, seed, judge).dense_cell()
+            _Chain(setting, plan, arm, seed, judges).dense_cell()
     return plan
 
 
@@ -139,10 +142,10 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
         for precision in setting.config.train.precision
     ]
     plan = Plan(graph=Graph(), arms=arms)
-    judge = _judge(setting, plan.graph)
+    judges = _judges(setting, plan.graph)
     taken = plan.graph.add(Node("import", {"sha256": ticket["sha256"]}, label="take the ticket in"))
     for arm in arms:
-        chain = _Chain(setting, plan, arm, int(ticket["seed"]), judge)
+        chain = _Chain(setting, plan, arm, int(ticket["seed"]), judges)
         chain.rewind_steps = int(ticket["rewind_step"])
         chain.trained("ticket", int(ticket["round"]), taken, ())
     return plan
@@ -152,9 +155,10 @@ class _Chain:
     """The runs of one arm and seed."""
 
     def __init__(
-        self, setting: Setting, plan: Plan, arm: Arm, seed: int, judge: str | None
+        self, setting: Setting, plan: Plan, arm: Arm, seed: int, judges: Mapping[str, str]
     ) -> None:
-        self.setting, self.plan, self.arm, self.seed, self.judge = setting, plan, arm, seed, judge
+        self.setting, self.plan, self.arm, self.seed = setting, plan, arm, seed
+        self.judges = judges
         self.base = setting.base(arm.precision)
         self.rewind_steps = setting.rewind_step(arm.rewind)
         self.restore = setting.config.search.optimizer_at_rewind == "restore"
@@ -276,7 +280,7 @@ class _Chain:
     ) -> None:
         """Judge a trained network and give it its place in the table."""
         setting = self.setting
-        evaluate = evaluation(setting, self.plan.graph, train, self.judge, self.seed, 0)
+        evaluate = evaluation(setting, self.plan.graph, train, self.judges, self.seed, 0)
         pool = setting.pools.get(self.arm.networks, 0)
         kept = setting.kept(self.arm.networks, level) if pool else 0
         sparsity, sparsity_all = setting.sparsities(self.arm.networks, kept) if pool else (0.0, 0.0)
@@ -301,9 +305,17 @@ class _Chain:
 
 
 def evaluation(
-    setting: Setting, graph: Graph, train: str, judge: str | None, seed: int, sampling_seed: int
+    setting: Setting,
+    graph: Graph,
+    train: str,
+    judges: Mapping[str, str],
+    seed: int,
+    sampling_seed: int,
 ) -> str:
-    """Add the judgement of a trained network with the latents of a sampling seed."""
+    """Add the judgement of a trained network with the latents of a sampling seed.
+
+    ``judges``: the trainings of the networks that judge, by role.
+    """
     training = graph[train]
     config = {
         "task": training.config["task"],
@@ -318,35 +330,49 @@ def evaluation(
         "device": setting.device,
         "threads": setting.threads,
     }
-    parents = {"train": train}
-    for role in ("judge", "classifier"):
-        spec = config[role]
+    return graph.add(
+        Node("evaluate", config, {"train": train, **judges}, f"judge {training.label}")
+    )
+
+
+def _judges(setting: Setting, graph: Graph) -> dict[str, str]:
+    """The trainings of the networks that judge, where none is at hand: role -> run."""
+    found: dict[str, str] = {}
+    for role, spec in (("judge", setting.judge), ("classifier", setting.classifier)):
         if spec is not None and spec["source"] == "run":
-            assert judge is not None
-            parents[role] = judge
-    return graph.add(Node("evaluate", config, parents, f"judge {training.label}"))
+            config = {
+                "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},
+                "steps": setting.config.judge.steps,
+                "classes": setting.images.classes,
+                **{key: value for key, value in spec.items() if key != "source"},
+            }
+            steps = setting.config.judge.steps or 1500
+            found[role] = graph.add(Node("judge", config, {}, "judge's classifier", steps))
+    return found
 
 
-def _judge(setting: Setting, graph: Graph) -> str | None:
-    """The training of the data set's own classifier, where none is at hand; its hash or None."""
-    if {"source": "run"} not in (setting.judge, setting.classifier):
-        return None
+def _floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
+    """Judge training images in the place of samples: what a perfect generator would get."""
+    if setting.judge is None:
+        return
     config = {
         "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},
-        "steps": setting.config.judge.steps,
-        "classes": setting.images.classes,
+        "judge": dict(setting.judge),
+        "samples": setting.config.judge.samples,
+        "device": setting.device,
+        "threads": setting.threads,
     }
-    steps = setting.config.judge.steps or 1500
-    return graph.add(Node("judge", config, {}, "judge's classifier", steps))
+    parents = {role: run for role, run in judges.items() if role == "judge"}
+    plan.floor = plan.graph.add(Node("floor", config, parents, "judge training images"))
 
 
-def _resample(setting: Setting, plan: Plan, judge: str | None) -> None:
+def _resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     """Judge the first dense network with further sampling seeds, to show the judge's own noise."""
     if not setting.task.latent:
         return
     train = next(cell.train for cell in plan.cells if cell.kind == "dense" and cell.seed == 0)
     for sampling_seed in range(1, setting.config.judge.sampling_seeds):
-        plan.resampled.append(evaluation(setting, plan.graph, train, judge, 0, sampling_seed))
+        plan.resampled.append(evaluation(setting, plan.graph, train, judges, 0, sampling_seed))
 
 
 def _criterion(spec: str) -> dict[str, str]:

@@ -257,13 +257,21 @@ def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
 
 
 def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, Any] | None:
-    """Which network says what reconstructions and samples are of; None without labels.
+    """Which network says what reconstructions and samples are of; None where none is asked.
 
-    ``downstream``: ``judge`` = the data set's own classifier, trained if need be; ``auto`` = the
-    same, but for autoencoders, which need no judge, only where it ships; ``none``.
+    ``downstream``: ``judge`` = the data set's own classifier, trained if need be; ``resnet18`` =
+    the paper's, trained here; ``auto`` = the own one, but for autoencoders, which need no judge,
+    only where it ships; ``none``. ConfigError if one is asked for on data without labels.
     """
+    if not images.classes and downstream in ("judge", "resnet18"):
+        raise ConfigError(
+            f"judge.downstream is {downstream!r}, but {images.name} has no labels to learn from; "
+            "leave it at auto, or give images with labels"
+        )
     if not images.classes or downstream == "none":
         return None
+    if downstream == "resnet18":
+        return {"source": "run", "network": "resnet18"}
     shipped = shipped_judge(images.name)
     if shipped is not None:
         return {"source": "shipped", "data": images.name, "sha256": file_sha256(shipped)}

@@ -126,8 +126,10 @@ class _Page:
             "which": label_of(self.searches[0], self.searches) if self.searches else "",
             "plots": [self.plot(metric) for metric in self.metrics],
             "galleries": self.galleries,
-            "spread": tables.spread_of(self.curves, self.summary.get("sampling_sd")),
-            "sampled": bool(self.summary.get("sampling_sd")),
+            "spread": tables.spread_of(
+                self.curves, self.summary.get("sampling_sd"), self.summary.get("floor")
+            ),
+            "sampled": bool(self.summary.get("sampling_sd") or self.summary.get("floor")),
             "classes": tables.classes_of(self.rows, self.searches, self.focus),
             "stability": tables.stability_of(self.summary.get("stability"), self.primary),
             "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
@@ -194,7 +196,9 @@ class _Page:
         verdicts = {search: self.verdicts(search).get(metric, {}) for search in self.searches}
         by_all = len({search.networks for search in self.searches}) > 1
         label = tables.metric_label(metric)
-        plot = plots.Plot(metric=metric, label=label, verdicts=verdicts, by_all=by_all)
+        plot = plots.Plot(
+            metric=metric, label=label, verdicts=verdicts, by_all=by_all, floor=self.floor(metric)
+        )
         first = next((found for found in verdicts.values() if found), {})
         name = re.sub(r"[^a-z0-9]+", "-", metric.lower())
         return {
@@ -210,6 +214,13 @@ class _Page:
             "csv": data_uri("text/csv", curves_csv(curves).encode()),
         }  # fmt: skip
 
+    def floor(self, metric: str) -> float | None:
+        """What training images score in the place of samples; drawn for Frechet distances only."""
+        if not metric.startswith(("fid", "fcd-")):
+            return None
+        found = (self.summary.get("floor") or {}).get(metric)
+        return found if isinstance(found, int | float) else None
+
     def words(self, curves: Sequence[Curve], label: str, verdict: Mapping[str, Any]) -> list[str]:
         """What stands under a plot, in sentences."""
         seeds = max((len(p.values) for c in curves for p in c.points), default=0)
@@ -223,6 +234,8 @@ class _Page:
         else:
             words.append("One training seed: there are no intervals.")
         words.append(tables.margin_sentence(verdict))
+        if curves and self.floor(curves[0].metric) is not None:
+            words.append("The dotted line is what as many training images get: the floor.")
         if len(self.searches) == 1 and bracket_of(verdict)[0] is not None:
             words.append(
                 "The vertical line marks the sparsest ticket that wins; the shaded stretch runs "

@@ -29,7 +29,7 @@ SERIES = tuple(f"#0103{index:02d}" for index in range(8))
 _CSS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--paper)"} | {
     token: f"var(--series-{index})" for index, token in enumerate(SERIES)
 }
-_GENERAL = ("dense, 95% interval", "margin")
+_GENERAL = ("dense, 95% interval", "margin", "floor")
 _MARKERS = "osD^vPXh"
 _TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 _LOG_RATIO = 3.0
@@ -63,6 +63,8 @@ class Plot:
     """Search -> verdict on this metric, as in summary.json; missing = curve only."""
     by_all: bool
     """Whether x is the sparsity of all parameters, not of the prunable ones."""
+    floor: float | None = None
+    """What real images score; None: not drawn."""
 
 
 def x_of(sparsity: float) -> float:
@@ -83,6 +85,8 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
         if len(searches) == 1:
             _bracket(axes, curves, plot, searches[0])
         dense_keys = {curve.search.precision: curve for curve in curves if curve.arm == DENSE}
+        if plot.floor is not None:
+            axes.axhline(plot.floor, color=INK, linewidth=1.0, linestyle=":", label=_GENERAL[2])
         for curve in dense_keys.values():
             _dense(axes, curve.points[0], plot.verdicts.get(curve.search, {}))
         arms = [curve for curve in curves if curve.arm != DENSE]
@@ -147,10 +151,12 @@ def _scale(axes: Axes, curves: Sequence[Curve], plot: Plot) -> None:
             values += [max(low, min(values) - reach), min(high, max(values) + reach)]
     for found in plot.verdicts.values():
         values += [line for line in (_margin_line(found),) if line is not None]
+    values += [plot.floor] if plot.floor is not None else []
     low, high = min(values), max(values)
     positive = min(_values(curves)) > 0
     if positive and max(_values(curves)) / min(_values(curves)) > _LOG_RATIO:
         low = max(low, min(_values(curves)) / 1.5)
+        low = low if plot.floor is None or plot.floor <= 0 else min(low, plot.floor)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.12, high * 1.25)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))

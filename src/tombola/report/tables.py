@@ -81,7 +81,10 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
         if several
         else verdicts_of(summary.get("verdicts") or {}, primary)
     )
-    return "\n".join(_printable(line) for line in [*_aligned(table), "", headline(summary)])
+    floor = (summary.get("floor") or {}).get(primary)
+    least = [f"Floor of {primary}: training images instead of samples get {number(floor)}."]
+    lines = [*_aligned(table), *(least if floor is not None else []), "", headline(summary)]
+    return "\n".join(map(_printable, lines))
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -210,9 +213,11 @@ def _spread(point: Point) -> str:
 
 
 def spread_of(
-    curves: Mapping[str, Sequence[Curve]], sampling_sd: Mapping[str, Any] | None
+    curves: Mapping[str, Sequence[Curve]],
+    sampling_sd: Mapping[str, Any] | None,
+    floor: Mapping[str, Any] | None,
 ) -> Table | None:
-    """How much the dense network varies: over training seeds, and over sampling seeds of one."""
+    """How much the dense network varies, over training seeds and sampling seeds, and the floor."""
     rows = []
     for metric, found in curves.items():
         dense = next((curve.points[0] for curve in found if curve.arm == DENSE), None)
@@ -225,12 +230,18 @@ def spread_of(
         sd = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan
         trained = f"{number(sd, 2)}\u00a0({len(values)}\u00a0seeds)"
         images = f"{dense.n:,}" if dense.n else NONE
-        rows.append((metric_label(metric), number(mean), trained, number(sampled, 2), images))
+        least = number((floor or {}).get(metric))
+        rows.append(
+            (metric_label(metric), number(mean), trained, number(sampled, 2), least, images)
+        )
     if not rows:
         return None
-    columns = ("metric", "dense mean", "SD over training seeds", "SD over sampling seeds", "images")
+    columns = ("metric", "dense mean", "SD over training seeds", "SD over sampling seeds",
+               "training images instead", "images")  # fmt: skip
     note = ("Training seeds: dense networks trained anew. Sampling seeds: one dense network judged "
-            "anew on other latents; a dash where nothing is drawn.")  # fmt: skip
+            "anew on other latents; a dash where nothing is drawn. Training images instead of "
+            "samples: the floor of so small a sample, which no generator beats but by "
+            "chance.")  # fmt: skip
     return Table("Two kinds of spread, kept apart", columns, tuple(rows), note)
 
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from tombola.values import content_hash
 
-SCHEMA = {"import": 1, "train": 1, "rewind": 1, "mask": 1, "judge": 1, "evaluate": 2}
+SCHEMA = {
+    "import": 1,
+    "train": 1,
+    "rewind": 1,
+    "mask": 1,
+    "judge": 1,
+    "evaluate": 2,
+    "floor": 1,
+}
 """Schema number by kind of node; raise one when its stage's results would change."""
 
 

@@ -1,0 +1,56 @@
+"""How does a training go on for minutes or days: its clock, its progress, its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tombola.training.checkpoint import save_state
+from tombola.training.trainer import Trainer
+
+CHECKPOINT_SECONDS = 60.0
+PROGRESS_SECONDS = 0.5
+
+
+class Loop:
+    """A training's clock, progress reports and checkpoints.
+
+    ``progress`` is told of steps done, ``path`` is where checkpoints go; ``seconds`` were spent
+    before, ``first`` is the step that the training began at.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        progress: Callable[[int], None],
+        path: Path,
+        seconds: float,
+        first: int,
+    ) -> None:
+        self.trainer, self.progress, self.path = trainer, progress, path
+        self.seconds = seconds
+        self._lap = self._saved = self._told = time.perf_counter()
+        self._told_step = first
+
+    def advance(self) -> None:
+        """One step; a checkpoint at most every minute."""
+        self.trainer.advance()
+        now = time.perf_counter()
+        if now - self._told > PROGRESS_SECONDS:
+            self._tell(now)
+        if now - self._saved > CHECKPOINT_SECONDS:
+            self.close()
+            save_state(self.path, self.trainer, {"seconds": self.seconds})
+            self._saved = time.perf_counter()
+
+    def close(self) -> None:
+        """Bring the clock and the progress up to date."""
+        now = time.perf_counter()
+        self.seconds += now - self._lap
+        self._lap = now
+        self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        self.progress(self.trainer.step - self._told_step)
+        self._told, self._told_step = now, self.trainer.step
