@@ -25,6 +25,7 @@ BENCHMARKS = {
     "gan-step": ("bench_steps", "gan"),
     "select": ("bench_select", "measured"),
     "frechet": ("bench_frechet", "measured"),
+    "judging": ("bench_judging", "measured"),
     "batches": ("bench_batches", "measured"),
     "workers": ("bench_workers", "measured"),
     "start": ("bench_start", "measured"),

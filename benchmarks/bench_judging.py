@@ -1,0 +1,124 @@
+"""How much does it cost to judge one GAN, against what cannot be avoided?
+
+Ours: all metrics of one network at one step, on 10,000 samples against 10,000 reals whose features
+are known. The baseline is one of each: the samples generated, one pass of the judge over them, the
+Frechet distance from their moments, and one blockwise pass over all distances to the reals. What
+ours does besides is the discriminator's loss on reals and samples, the kernel distance, and the
+pass over the distances among the samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+import settings
+from measure import Section, compare, row, timed
+from tombola.data.batches import to_uint8
+from tombola.data.sources import load_images
+from tombola.engine.judging import BATCH, evaluate, latents_of, networks_in_eval, open_judge
+from tombola.engine.judging import reals_seen as seen
+from tombola.metrics.frechet import Gaussian, frechet_distance
+from tombola.registry import TASKS
+from tombola.runtime import Runtime
+from tombola.tasks.base import Task
+from tombola.training.trainer import load_weights
+
+COUNTS = {"full": 10_000, "toy": 60}
+ROWS = 200
+"""Samples whose distances to all reals are held at once."""
+SHIPPED = {"source": "shipped", "data": "digits"}
+
+
+class Judgement:
+    """A task's networks as they are drawn, 10,000 reals, and a judge that has seen those."""
+
+    def __init__(self, task: Task, size: str) -> None:
+        torch.set_num_threads(1)
+        self.task, self.count = task, COUNTS[size]
+        shape = settings.shape("dcgan")
+        digits = load_images("digits", shape)
+        reals = settings.images("dcgan", self.count)
+        self.images = dataclasses.replace(
+            digits, splits={**digits.splits, "judge": reals}, labels={"judge": None}, classes=0
+        )
+        self.runtime = Runtime.open("cpu", "fp32", 1)
+        self.weights = {
+            f"{name}.{key}": value
+            for name, network in task.networks(shape).items()
+            for key, value in network.state_dict().items()
+        }
+        self.config: Mapping[str, Any] = {
+            "samples": self.count,
+            "sampling_seed": 0,
+            "judge": SHIPPED,
+            "classifier": None,
+            "data": {"shape": list(shape)},
+        }
+        judge = open_judge(SHIPPED, "digits", None)
+        assert judge is not None
+        self.judge = judge
+        self.gaussian, self.cloud = seen(judge, reals, self.images.sha256)
+        self.radii = self.cloud.within[1]
+        self.gaussian.root()
+
+    def ours(self) -> dict[str, float]:
+        """Every metric, as a search takes them."""
+        steps = {1: lambda: self.weights}
+        record, _ = evaluate(self.config, self.task, self.images, self.runtime, steps, {})
+        values: dict[str, float] = record["values"]
+        return values
+
+    @torch.no_grad()
+    def least(self) -> dict[str, float]:
+        """The Frechet distance and the density, each by the shortest way."""
+        networks = networks_in_eval(self.task, tuple(self.config["data"]["shape"]), self.runtime)
+        load_weights(networks, self.weights)
+        latents = latents_of(self.task, self.count, 0)
+        made = [to_uint8(self.task.sample(networks, z)) for z in torch.split(latents, BATCH)]
+        features, _ = self.judge.features(torch.cat(made), probabilities=False)
+        found = frechet_distance(self.gaussian, Gaussian.of(features), root=self.gaussian.root())
+        vectors, reals = features.astype(np.float64), self.cloud.vectors
+        inside = 0
+        for start in range(0, len(vectors), ROWS):
+            rows = vectors[start : start + ROWS]
+            distances = rows @ reals.T
+            distances *= -2
+            distances += (rows * rows).sum(1)[:, None]
+            distances += self.cloud.squares
+            inside += int((distances < self.radii).sum())
+        density = inside / len(vectors) / self.cloud.neighbours
+        return {self.judge.metrics["frechet"]: found, "density": density}
+
+
+def measured(size: str, blocks: int) -> Section:
+    """A small and a large generator; few blocks of the large one, for they are long."""
+    rows = []
+    for preset, share in (("quick", 2), ("paper", 5)):
+        options = dict(TASKS.load("dcgan").presets[preset])
+        made = TASKS.load("dcgan")(
+            **{k: v for k, v in options.items() if k not in ("steps", "epochs")}
+        )
+        judgement = Judgement(settings.task("dcgan", size) if size == "toy" else made, size)
+        found = compare(timed(judgement.ours), timed(judgement.least), max(1, blocks // share))
+        rows.append(row(f"one dcgan in {preset} size", found, 1.5))
+    return Section(
+        title="All metrics of one GAN against one of each work they need",
+        rows=rows,
+        notes=[
+            f"{COUNTS[size]:,} samples of 3x32x32 against as many reals that were seen before, by "
+            "the digits' judge of 64 features; one thread. The baseline: samples, one pass of the "
+            "judge, moments and the Frechet distance, one blockwise pass over the distances "
+            f"between samples and reals; {max(1, blocks // 2)} and {max(1, blocks // 5)} blocks."
+        ],
+    )
+
+
+if __name__ == "__main__":
+    from run import main
+
+    main(["judging"])
