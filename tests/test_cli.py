@@ -143,7 +143,11 @@ def test_the_tasks_with_their_networks_and_sizes():
         {"name": "conv-ae", "networks": coder, "parameters": {"quick": 184107, "paper": 2937507}},
         {"name": "dcgan", "networks": gan, "parameters": {"quick": 477796, "paper": 6564228}},
         {"name": "linear-ae", "networks": coder, "parameters": {"quick": 106291, "paper": 219891}},
-        {"name": "resnet-dcgan", "networks": gan, "parameters": {"quick": 156932, "paper": 2208772}},
+        {
+            "name": "resnet-dcgan",
+            "networks": gan,
+            "parameters": {"quick": 156932, "paper": 2208772},
+        },
         {
             "name": "resnet-vae",
             "networks": coder,

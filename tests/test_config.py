@@ -17,6 +17,8 @@ import standins
 from tombola import config, values
 from tombola.config import Config, build
 from tombola.engine import search
+from tombola.engine.local_pool import FIRST
+from tombola.engine.stages import STAGES
 from tombola.errors import ConfigError
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve
@@ -63,7 +65,7 @@ def test_the_name_of_a_run_never_changes(kind):
 
 
 def test_the_name_of_a_run_contains_its_schema_number(monkeypatch):
-    assert set(HASHES) == set(SCHEMA)
+    assert set(HASHES) == set(SCHEMA) == set(STAGES) == set(FIRST)
     before = Node("train", {}).hash
     monkeypatch.setitem(SCHEMA, "train", SCHEMA["train"] + 1)
     assert Node("train", {}).hash != before
