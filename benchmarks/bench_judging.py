@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 import settings
-from measure import Section, compare, row, timed
+from measure import Section, children, compare, row, threads
 from tombola.data.batches import to_uint8
 from tombola.data.sources import load_images
 from tombola.engine.judging import BATCH, evaluate, latents_of, networks_in_eval, open_judge
 from tombola.engine.judging import reals_seen as seen
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.registry import TASKS
 from tombola.runtime import Runtime
-from tombola.tasks.base import Task
 from tombola.training.trainer import load_weights
 
 COUNTS = {"full": 10_000, "toy": 60}
@@ -37,9 +36,8 @@ SHIPPED = {"source": "shipped", "data": "digits"}
 class Judgement:
     """A task's networks as they are drawn, 10,000 reals, and a judge that has seen those."""
 
-    def __init__(self, task: Task, size: str) -> None:
-        torch.set_num_threads(1)
-        self.task, self.count = task, COUNTS[size]
+    def __init__(self, preset: str, size: str) -> None:
+        self.task, self.count = settings.task("dcgan", size, preset), COUNTS[size]
         shape = settings.shape("dcgan")
         digits = load_images("digits", shape)
         reals = settings.images("dcgan", self.count)
@@ -49,7 +47,7 @@ class Judgement:
         self.runtime = Runtime.open("cpu", "fp32", 1)
         self.weights = {
             f"{name}.{key}": value
-            for name, network in task.networks(shape).items()
+            for name, network in self.task.networks(shape).items()
             for key, value in network.state_dict().items()
         }
         self.config: Mapping[str, Any] = {
@@ -96,15 +94,16 @@ class Judgement:
 
 
 def measured(size: str, blocks: int) -> Section:
-    """A small and a large generator; few blocks of the large one, for they are long."""
+    """A small and a large generator, one thread each; few blocks, for they are long."""
     rows = []
-    for preset, share in (("quick", 2), ("paper", 5)):
-        options = dict(TASKS.load("dcgan").presets[preset])
-        made = TASKS.load("dcgan")(
-            **{k: v for k, v in options.items() if k not in ("steps", "epochs")}
-        )
-        judgement = Judgement(settings.task("dcgan", size) if size == "toy" else made, size)
-        found = compare(timed(judgement.ours), timed(judgement.least), max(1, blocks // share))
+    counts = {"quick": max(1, blocks // 2), "paper": max(1, blocks // 5)}
+    for preset, count in counts.items():
+        sides = [
+            ({"judging": side, "preset": preset, "size": size}, threads(1))
+            for side in ("ours", "least")
+        ]
+        with children("bench_judging.py", *sides) as (ours, baseline):
+            found = compare(partial(ours.run, 1), partial(baseline.run, 1), count)
         rows.append(row(f"one dcgan in {preset} size", found, 1.5))
     return Section(
         title="All metrics of one GAN against one of each work they need",
@@ -113,12 +112,22 @@ def measured(size: str, blocks: int) -> Section:
             f"{COUNTS[size]:,} samples of 3x32x32 against as many reals that were seen before, by "
             "the digits' judge of 64 features; one thread. The baseline: samples, one pass of the "
             "judge, moments and the Frechet distance, one blockwise pass over the distances "
-            f"between samples and reals; {max(1, blocks // 2)} and {max(1, blocks // 5)} blocks."
+            f"between samples and reals. {counts['quick']} and {counts['paper']} blocks."
         ],
     )
 
 
 if __name__ == "__main__":
-    from run import main
+    import json
+    import sys
 
-    main(["judging"])
+    if sys.argv[1:]:
+        from measure import serve
+
+        setting = json.loads(sys.argv[1])
+        judgement = Judgement(setting["preset"], setting["size"])
+        serve(getattr(judgement, setting["judging"]), warm_up=1)
+    else:
+        from run import main
+
+        main(["judging"])

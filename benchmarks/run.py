@@ -26,6 +26,7 @@ BENCHMARKS = {
     "select": ("bench_select", "measured"),
     "frechet": ("bench_frechet", "measured"),
     "judging": ("bench_judging", "measured"),
+    "arms": ("bench_arms", "measured"),
     "batches": ("bench_batches", "measured"),
     "workers": ("bench_workers", "measured"),
     "start": ("bench_start", "measured"),

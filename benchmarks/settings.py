@@ -18,13 +18,13 @@ RATE = "0.2"
 TOYS = {"linear-ae": {"width": 8, "batch_size": 8}, "dcgan": {"width": 4, "batch_size": 4}}
 
 
-def task(name: str, size: str) -> Task:
-    """A registered task at the paper's size, or a toy of it that a test runs in milliseconds."""
+def task(name: str, size: str, of: str = "paper") -> Task:
+    """A registered task at a preset's size, or a toy of it that a test runs in milliseconds."""
     kind = TASKS.load(name)
     if size == "toy":
         made: Task = kind(**TOYS[name])
         return made
-    preset = {k: v for k, v in kind.presets["paper"].items() if k not in ("steps", "epochs")}
+    preset = {k: v for k, v in kind.presets[of].items() if k not in ("steps", "epochs")}
     made = kind(**preset)
     return made
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(FOLDER))
 
 import bench_batches  # noqa: E402
 import bench_frechet  # noqa: E402
+import bench_judging  # noqa: E402
 import bench_masks  # noqa: E402
 import bench_select  # noqa: E402
 import bench_start  # noqa: E402
@@ -42,6 +43,9 @@ class InProcess:
         if "task" in setting:
             # One thread whatever is asked: a second one only waits for the first at this size.
             self.step = stepper.stepper({**setting, "threads": 1})
+        elif "judging" in setting:
+            judgement = bench_judging.Judgement(setting["preset"], setting["size"])
+            self.step = getattr(judgement, setting["judging"])
         else:
             features = bench_frechet.Features(setting["size"])
             self.step = features.ours if setting["side"] == "ours" else features.by_sqrtm
@@ -339,6 +343,14 @@ def test_both_frechet_routes_agree():
     features = bench_frechet.Features("toy")
     assert features.ours() == pytest.approx(features.by_sqrtm(), rel=1e-6)
     assert features.ours() > 0
+
+
+def test_the_least_work_of_judging_finds_the_same_numbers():
+    judgement = bench_judging.Judgement("quick", "toy")
+    ours, least = judgement.ours(), judgement.least()
+    assert len(least) == 2
+    for metric, value in least.items():
+        assert ours[metric] == pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])

@@ -47,7 +47,7 @@ HASHES = {
     "rewind": "94533253fcb860e01405b1e45f52251b",
     "mask": "3fcd6012f92ada2f1051b2e418fbad60",
     "judge": "4557b4c312f4ba37947fb0575212ff4e",
-    "evaluate": "44342e1f4a0136b586363840e33afb56",
+    "evaluate": "eb1d4ebe8b02c4c4337feb6f3b18e933",
     "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
 }
 

@@ -26,6 +26,7 @@ from tombola import cli, config
 from tombola.metrics.intervals import decidable_factor
 from tombola.metrics.rules import CURVE_ONLY, rule_of
 from tombola.metrics.statistics import DEFAULT_CONTROLS
+from tombola.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -161,6 +162,45 @@ def test_method_quotes_sizes_as_they_are(capsys):
         for name, quick, paper in quoted
     }
     assert found == rows
+
+
+def _numbers(text):
+    """``Adam 1e-3 (0.5, 0.9)`` -> its rate and betas."""
+    rate = float(re.search(r"\b\d+e-\d+", text)[0])
+    betas = re.search(r"\(([\d.]+), ([\d.]+)\)", text)
+    return rate, tuple(map(float, betas.groups())) if betas else None
+
+
+def test_method_quotes_the_settings_of_both_presets_as_they_are():
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    optimizer = r"((?:Adam|RMSprop)[^|]*)"
+    paper = re.findall(
+        rf"^\| ([a-z, -]+) \| {optimizer}\|[^|]*\|[^|]*\| (\d+) \|", text, re.MULTILINE
+    )
+    quick = re.findall(
+        rf"^\| ([a-z, -]+) \| (\d+) \| {optimizer}\| (\d+) \| ([\d,]+) \|",
+        text,
+        re.MULTILINE,
+    )
+    seen = {"paper": set(), "quick": set()}
+    rows = [("paper", names, None, words, batch, None) for names, words, batch in paper]
+    rows += [("quick", *row) for row in quick]
+    for preset, names, width, words, batch, steps in rows:
+        for name in names.split(", "):
+            seen[preset].add(name)
+            options = dict(TASKS.load(name).presets[preset])
+            length = options.pop("steps", None)
+            options.pop("epochs", None)
+            task = TASKS.load(name)(**options)
+            rate, betas = _numbers(words)
+            assert task.learning_rate == rate, (preset, name)
+            assert betas is None or tuple(task.betas) == betas, (preset, name)
+            assert betas is not None or preset == "quick" or name == "wgan"
+            assert task.batch_size == int(batch), (preset, name)
+            assert task.cosine == ("cosine" in words), (preset, name)
+            if steps is not None:
+                assert (task.width, length) == (int(width), int(steps.replace(",", "")))
+    assert seen == {preset: set(TASKS.names()) for preset in seen}
 
 
 def test_method_quotes_margins_as_they_are():

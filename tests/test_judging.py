@@ -138,7 +138,7 @@ def test_the_reconstruction_error_is_that_of_the_last_step(digits):
         expected = float((pixels - level).square().mean())
         assert result["by_step"][step]["reconstruction_error"] == pytest.approx(expected, rel=1e-6)
     assert result["values"] == result["by_step"]["20"]
-    assert (result["n"], result["step"]) == (360, 20)
+    assert (result["n"], result["n_of"], result["step"]) == (360, {}, 20)
 
 
 def test_the_value_of_a_gan_is_the_median_of_its_last_five():
@@ -153,6 +153,25 @@ def test_the_value_of_a_gan_is_the_median_of_its_last_five():
     ]
     assert result["values"] == {"discriminator_loss": 4}
     assert result["step"] == 25
+
+
+def test_a_gans_loss_is_of_the_first_images_and_says_of_how_many(monkeypatch):
+    monkeypatch.setattr(judging, "BATCH", 2)
+    monkeypatch.setattr(judging, "LOSS_IMAGES", 4)
+    asked = []
+
+    class Counted(ConstantGAN):
+        def judge_loss(self, networks, images, latents, samples):
+            asked.append(len(images))
+            return {"discriminator_loss": images.mean((1, 2, 3))}
+
+    reals = helpers.images(7)
+    result = measured(Counted(), reals, {25: 0})
+    assert asked == [2, 2]
+    assert result["n"] == 7
+    assert result["n_of"] == {"discriminator_loss": 4}
+    expected = float((reals[:4].double() / 127.5 - 1).mean())
+    assert result["values"]["discriminator_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_parts_of_the_elbo_and_the_active_units():

@@ -36,6 +36,9 @@ from tombola.training.trainer import load_weights, prepare
 
 BATCH = 500
 """Images judged at once; fixed, so that equal networks give equal numbers."""
+LOSS_IMAGES = 5_000
+"""A GAN's loss is taken of so many reals and samples: it is drawn, not judged, and of all 10,000
+it would cost more than everything else but the samples themselves."""
 GRID_COLUMNS, GRID_ROWS = 8, 4
 LATENT_SEED = 0
 """Latents of sampling seed s are rng(LATENT_SEED, "judge-latents", s) for every network."""
@@ -54,7 +57,8 @@ def evaluate(
     """Judge one training at its steps, ascending: a record, and the last one's images (uint8).
 
     The record has ``values`` (metric -> judged value: the median over the steps for GANs, else the
-    last), ``by_step`` (step -> metric -> value), ``n`` (images) and ``step`` (the last).
+    last), ``by_step`` (step -> metric -> value), ``n`` (images), ``n_of`` (metric -> images, where
+    it is of fewer) and ``step`` (the last).
     ``judges``: the files of those that were trained as runs, by role: ``judge``, which compares
     samples with reals, and ``classifier``, which says what they are.
     """
@@ -69,7 +73,7 @@ def evaluate(
     by_step: dict[str, dict[str, float]] = {}
     for step, load in weights.items():
         load_weights(networks, load())
-        by_step[str(step)], made = _measure(task, networks, reals, latents, eye, runtime)
+        by_step[str(step)], n_of, made = _measure(task, networks, reals, latents, eye, runtime)
     last = max(weights)
     names = by_step[str(last)]
     values = {
@@ -78,7 +82,8 @@ def evaluate(
         else names[name]
         for name in names
     }
-    return {"values": values, "by_step": by_step, "n": len(reals), "step": last}, made
+    record = {"values": values, "by_step": by_step, "n": len(reals), "n_of": n_of, "step": last}
+    return record, made
 
 
 @dataclass(frozen=True)
@@ -226,8 +231,8 @@ def _measure(
     latents: Tensor,
     eye: _Eye,
     runtime: Runtime,
-) -> tuple[dict[str, float], Tensor]:
-    """All metrics of one network from one pass, and its images (N, C, H, W) uint8."""
+) -> tuple[dict[str, float], dict[str, int], Tensor]:
+    """All metrics of one network from one pass, counts that are not N, images (N, C, H, W)."""
     parts: dict[str, list[Tensor]] = {}
     sampled: list[Tensor] = []
     repeated: list[Tensor] = []
@@ -236,7 +241,9 @@ def _measure(
             images = normalise(reals[start : start + BATCH].to(runtime.device))
             z = latents[start : start + BATCH].to(runtime.device)
             made = task.sample(networks, z) if task.latent else None
-            row = dict(task.judge_loss(networks, images, z, made))
+            row: dict[str, Tensor] = {}
+            if task.family != "gan" or start < LOSS_IMAGES:
+                row |= task.judge_loss(networks, images, z, made)
             if task.family != "gan":
                 again = task.reconstruct(networks, images)
                 row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
@@ -250,7 +257,8 @@ def _measure(
     values = {**_summaries(joined), **eye.look(samples, reconstructions)}
     shown = reconstructions if samples is None else samples
     assert shown is not None
-    return values, shown
+    n_of = {name: len(v) for name, v in joined.items() if len(v) < len(reals)}
+    return values, n_of, shown
 
 
 def _summaries(parts: Mapping[str, Tensor]) -> dict[str, float]:

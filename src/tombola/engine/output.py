@@ -163,9 +163,8 @@ class Output:
                 yield Row(**self.key(cell), metric=metric, value=1, step=step)
                 continue
             for metric, value in record["values"].items():
-                yield Row(
-                    **self.key(cell), metric=metric, value=value, n=record["n"], step=record["step"]
-                )
+                n = record["n_of"].get(metric, record["n"])
+                yield Row(**self.key(cell), metric=metric, value=value, n=n, step=record["step"])
             early = record.get("course", {}).get("early_stopping_step")
             if early is not None:
                 yield Row(

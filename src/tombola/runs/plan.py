@@ -15,7 +15,7 @@ SCHEMA = {
     "rewind": 1,
     "mask": 1,
     "judge": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "floor": 1,
 }
 """Schema number by kind of node; raise one when its stage's results would change."""
