@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from measure import Row, Section, Spread
 from tombola.config import build
-from tombola.recipes.recipes import Plan, search
+from tombola.recipes.cells import Plan
+from tombola.recipes.recipes import search
 from tombola.recipes.setting import resolve
 
 ARMS = ("all", "generator", "discriminator")

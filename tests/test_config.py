@@ -49,6 +49,7 @@ HASHES = {
     "judge": "4557b4c312f4ba37947fb0575212ff4e",
     "evaluate": "eb1d4ebe8b02c4c4337feb6f3b18e933",
     "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
+    "scores": "69be1e872b7327b699ba487a4b9983ec",
 }
 
 

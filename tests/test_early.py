@@ -14,7 +14,7 @@ from tombola.data.sources import load_images
 from tombola.engine.early import course, first_within
 from tombola.engine.judging import open_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.recipes.recipes import course_steps
+from tombola.recipes.cells import course_steps
 from tombola.runtime import Runtime, rng
 from tombola.tasks.base import Task
 

@@ -68,7 +68,7 @@ SECTIONS = {
     "task": {"name", "preset", "options"},
     "data": {"name", "skip_broken"},
     "train": {"steps", "epochs", "precision", "ema"},
-    "prune": {"networks", "exclude", "criterion"},
+    "prune": {"networks", "exclude", "criterion", "score_batches", "score_draws"},
     "search": {
         "method",
         "rounds",

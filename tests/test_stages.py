@@ -13,7 +13,8 @@ from tombola.data.sources import load_images
 from tombola.engine import classifier, loop
 from tombola.engine.stages import Context, execute
 from tombola.engine.worker import _in_users_file
-from tombola.recipes.recipes import judged_steps, search
+from tombola.recipes.cells import judged_steps
+from tombola.recipes.recipes import search
 from tombola.recipes.setting import resolve
 from tombola.runs.store import Store
 from tombola.training.checkpoint import load_state, load_weights_file

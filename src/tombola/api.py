@@ -21,6 +21,7 @@ from tombola.engine.judging import BATCH, save_grid
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.recipes import recipes
+from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
 from tombola.registry import DATA, TASKS, file_sha256
 from tombola.report.page import write_report
@@ -183,7 +184,7 @@ def train_request(
         "round": manifest["round"],
     }
 
-    def planner(setting: Setting) -> recipes.Plan:
+    def planner(setting: Setting) -> Plan:
         _check_ticket(ticket, manifest, setting)
         return recipes.from_ticket(setting, facts)
 

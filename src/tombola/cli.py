@@ -200,7 +200,11 @@ def _add_task_option(parser: argparse.ArgumentParser) -> None:
 def _add_find(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     add = parser.add_argument
-    add("--method", metavar="LIST", help="imp, one-shot (default: imp)")
+    add(
+        "--method",
+        metavar="LIST",
+        help="imp, one-shot, snip, grasp, synflow, random (default: imp)",
+    )
     add(
         "--prune",
         action="append",

@@ -18,8 +18,10 @@ from tombola.errors import ConfigError, unknown
 from tombola.registry import CRITERIA, DATA, TASKS, is_file_spec
 from tombola.values import decimal_fraction, parse_rewind
 
-METHODS = ("imp", "one-shot")
-METHODS_TO_COME = ("early-bird", "snip", "grasp", "synflow", "random")
+AT_INIT = ("snip", "grasp", "synflow", "random")
+"""Methods that prune before any training."""
+METHODS = ("imp", "one-shot", *AT_INIT)
+METHODS_TO_COME = ("early-bird",)
 CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long")
 CONTROLS_TO_COME = ("thin-flops", "random-channels")
 DOWNSTREAM = ("auto", "judge", "resnet18", "none")
@@ -101,13 +103,19 @@ class PruneSection:
     exclude: tuple[str, ...] = ()
     """Layers that are never pruned: first, last (of each network) or parameter names."""
     criterion: str = "magnitude"
-    """A registered criterion or path/to/file.py:NAME."""
+    """A registered criterion or path/to/file.py:NAME; of imp and one-shot."""
+    score_batches: int = 10
+    """Batches whose losses snip and grasp average."""
+    score_draws: int = 1
+    """Draws of latents (or of whatever else a loss draws) for each of those batches."""
 
     def __post_init__(self) -> None:
         CRITERIA.check(self.criterion)
         if not self.networks or not all(self.networks):
             raise ConfigError("prune.networks is empty; give all or names of networks")
         _distinct("prune", self.networks)
+        _integer("prune.score_batches", self.score_batches, low=1, high=MOST)
+        _integer("prune.score_draws", self.score_draws, low=1, high=MOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +123,7 @@ class SearchSection:
     """``search.*``: how tickets are sought and against what they are held."""
 
     method: tuple[str, ...] = ("imp",)
-    """imp or one-shot; several values are arms."""
+    """imp, one-shot, snip, grasp, synflow or random; several values are arms."""
     rounds: int = 20
     """Levels of sparsity."""
     rate: str = "0.2"
@@ -140,6 +148,11 @@ class SearchSection:
         for value in self.controls:
             _one_of("control", value, CONTROLS, to_come=CONTROLS_TO_COME)
         _distinct("controls", self.controls)
+        if "reinit-chain" in self.controls and set(self.method) & set(AT_INIT):
+            raise ConfigError(
+                f"control reinit-chain takes its masks from trained networks, but method "
+                f"{','.join(self.method)} prunes before training; leave that control out"
+            )
         _integer("search.rounds", self.rounds, low=1, high=MOST)
         _integer("search.seeds", self.seeds, low=1, high=MOST)
         decimal_fraction("rate", self.rate)

@@ -9,7 +9,7 @@ from typing import Any
 from tombola.engine.output import resolved
 from tombola.engine.search import Request, prepare
 from tombola.metrics.statistics import seeds_for_margin
-from tombola.recipes.recipes import Plan
+from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, seconds_per_step
 from tombola.runs.store import Store
 

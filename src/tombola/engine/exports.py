@@ -12,7 +12,7 @@ from typing import Any
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import Output, resolved, task_name
 from tombola.metrics.statistics import arm_name, search_key
-from tombola.recipes.recipes import Arm, Cell, tickets
+from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
 from tombola.runs.store import write_atomic
 from tombola.sparsity.tickets import load_ticket, save_model, save_ticket

@@ -21,7 +21,7 @@ from tombola.metrics.statistics import (
     search_key,
     summarise,
 )
-from tombola.recipes.recipes import Arm, Cell, Plan, tickets
+from tombola.recipes.cells import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import task_options
 from tombola.registry import is_file_spec, split_file_spec
@@ -192,7 +192,10 @@ class Output:
                 **self.key(cell),
                 train_flops=2 * work.step_macs * self.steps_of(trained),
                 train_seconds=trained["seconds"],
-                search_flops=flops * sum(self.steps_of(record) for record in before),
+                search_flops=sum(
+                    2 * record["macs"] if "macs" in record else flops * self.steps_of(record)
+                    for record in before
+                ),
                 search_seconds=float(sum(record["seconds"] for record in before)),
                 eval_seconds=self.record(cell.evaluate).get("seconds"),
                 macs_per_sample=work.sample_macs,

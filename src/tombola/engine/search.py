@@ -17,7 +17,7 @@ from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved
 from tombola.engine.stages import Context
 from tombola.errors import ConfigError, UserError
-from tombola.recipes.recipes import Plan
+from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, resolve
 from tombola.registry import is_file_spec
 from tombola.runs.plan import Node

@@ -17,6 +17,7 @@ SCHEMA = {
     "judge": 1,
     "evaluate": 3,
     "floor": 1,
+    "scores": 1,
 }
 """Schema number by kind of node; raise one when its stage's results would change."""
 

@@ -1,0 +1,75 @@
+"""What does every stage need besides its node: where things are, and how a run becomes whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tombola.data.sources import Images, load_images
+from tombola.registry import TASKS
+from tombola.runs.plan import Node
+from tombola.runs.store import Store
+from tombola.runtime import Runtime
+from tombola.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a worker needs besides a node and does not change a result: where things are."""
+
+    store: Store
+    task: str
+    data: str
+    data_dir: str | None
+    skip_broken: bool
+    device: str
+    keep_steps: tuple[int, ...] = ()
+    """Steps whose whole state the dense run keeps: the rewind points known at the time."""
+    inputs: Mapping[str, str] | None = None
+    """SHA-256 -> path of files that import runs take in."""
+    progress: Callable[[int], None] = lambda steps: None
+    """Told how many steps were done since it was last told."""
+
+    def images(self, shape: tuple[int, int, int]) -> Images:
+        """The data at the shape of the task, loaded once a process."""
+        return _images(self.data, shape, self.data_dir, self.skip_broken)
+
+    def runtime(self, config: Mapping[str, Any]) -> Runtime:
+        """The runtime that a node's config asks for, on this machine's device."""
+        return Runtime.open(self.device, config.get("precision", "fp32"), config["threads"])
+
+    def make_task(self, config: Mapping[str, Any]) -> Task:
+        """The task of a node's config."""
+        task: Task = TASKS.load(self.task)(**config["task"]["options"])
+        return task
+
+
+@lru_cache(maxsize=2)
+def _images(spec: str, shape: tuple[int, int, int], data_dir: str | None, skip: bool) -> Images:
+    return load_images(spec, shape, data_dir=Path(data_dir) if data_dir else None, skip_broken=skip)
+
+
+def diverged(context: Context, *names: str) -> bool:
+    """Whether any of the runs diverged, or was not run because of one that did."""
+    records = (context.store.record(name) for name in names)
+    return any("diverged" in record or "not_run" in record for record in records)
+
+
+def commit(node: Node, context: Context, record: Mapping[str, Any]) -> None:
+    """Make a run whole: its record beside what it wrote, its folder under its name."""
+    context.store.commit(
+        node.hash,
+        {
+            "kind": node.kind,
+            "label": node.label,
+            "config": dict(node.config),
+            "parents": dict(node.parents),
+            "torch": torch.__version__,
+            **record,
+        },
+    )

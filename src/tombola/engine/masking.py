@@ -1,0 +1,143 @@
+"""Stages that make tickets: taken in from outside, rewound, scored, masked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tombola.engine.context import Context, commit, diverged
+from tombola.engine.scoring import mask_at_init, scores_of
+from tombola.engine.starts import trainer_of
+from tombola.errors import ConfigError, UserError
+from tombola.registry import CRITERIA
+from tombola.runs.plan import Node
+from tombola.sparsity.cost import count_macs
+from tombola.sparsity.masks import Masks, prunable
+from tombola.sparsity.select import top
+from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
+from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
+from tombola.training.trainer import load_weights
+
+
+def import_ticket(node: Node, context: Context) -> None:
+    """Take a ticket file from outside into the store."""
+    assert context.inputs is not None
+    part = context.store.begin(node.hash)
+    shutil.copyfile(context.inputs[node.config["sha256"]], part / "ticket.safetensors")
+    commit(node, context, {})
+
+
+def rewind(node: Node, context: Context) -> None:
+    """The dense run's state at the rewind step: as it passed it, or replayed if it was not kept."""
+    dense = context.store.path(node.parents["dense"])
+    part = context.store.begin(node.hash)
+    if diverged(context, node.parents["dense"]):
+        commit(node, context, {"not_run": True})
+        return
+    state = dense / f"state-{node.config['step']}.safetensors"
+    target = part / "state.safetensors"
+    target.unlink(missing_ok=True)
+    replayed = not state.exists()
+    if replayed:
+        config = context.store.record(node.parents["dense"])["config"]
+        trainer = trainer_of(config, context, None)
+        while trainer.step < node.config["step"]:
+            trainer.advance()
+        save_state(target, trainer)
+    else:
+        os.link(state, target)
+    commit(node, context, {"replayed": replayed})
+
+
+def scores(node: Node, context: Context) -> None:
+    """Score all prunable weights at the start of the training, before any of it."""
+    config = node.config
+    part = context.store.begin(node.hash)
+    if diverged(context, *node.parents.values()):
+        commit(node, context, {"not_run": True})
+        return
+    task = context.make_task(config)
+    shape = tuple(config["data"]["shape"])
+    networks = task.networks(shape)
+    load_weights(networks, _start(context, node))
+    found: dict[str, Tensor] = {}
+
+    def work() -> None:
+        images, runtime = context.images(shape), context.runtime(config)
+        found.update(scores_of(config, task, networks, images, runtime))
+
+    start = time.perf_counter()
+    macs = count_macs(work)
+    save_weights(part / "scores.safetensors", found)
+    commit(node, context, {"macs": macs, "seconds": time.perf_counter() - start})
+
+
+def mask(node: Node, context: Context) -> None:
+    """Score the source's weights, select the survivors, join them with the rewind weights."""
+    config, store = node.config, context.store
+    part = store.begin(node.hash)
+    if diverged(context, *node.parents.values()):
+        commit(node, context, {"not_run": True})
+        return
+    task = context.make_task(config)
+    networks = task.networks(tuple(config["shape"]))
+    weights = _start(context, node)
+    among: Masks | None = None
+    if "previous" in node.parents:
+        among = load_ticket(store.path(node.parents["previous"]) / "ticket.safetensors").masks
+    start, macs = time.perf_counter(), 0
+    masks: Masks = {}
+    if "method" in config:
+        load_weights(networks, weights)
+        known = None
+        if "scores" in node.parents:
+            known = load_weights_file(store.path(node.parents["scores"]) / "scores.safetensors")
+        macs = count_macs(lambda: masks.update(mask_at_init(config, task, networks, known, among)))
+    else:
+        load_weights(networks, _final(context, node.parents["source"]))
+        pool = prunable(networks, config["prune"], config["exclude"])
+        masks |= top(_scores(context, pool, among, config["seed"]), config["keep"], among)
+    seconds = time.perf_counter() - start
+    save_ticket(part / "ticket.safetensors", Ticket(masks, weights))
+    commit(node, context, {"macs": macs, "seconds": seconds})
+
+
+def _start(context: Context, node: Node) -> dict[str, Tensor]:
+    """The weights and buffers at the rewind point that a node begins with."""
+    path = context.store.path(node.parents["rewind"]) / "state.safetensors"
+    return _network_state(load_state(path)[0])
+
+
+def _scores(
+    context: Context, pool: Mapping[str, Tensor], among: Masks | None, seed: int
+) -> dict[str, Tensor]:
+    """A criterion's scores of the pool; ConfigError if a user's criterion fails or scores less."""
+    assert context.inputs is not None
+    name = context.inputs["criterion"]
+    try:
+        scores = CRITERIA.load(name)(dict(pool), None, among, seed)
+        fits = {k: v.shape for k, v in scores.items()} == {k: v.shape for k, v in pool.items()}
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"criterion {name} failed: {type(error).__name__}: {error}; mend it and run again"
+        ) from error
+    if not fits:
+        raise ConfigError(
+            f"criterion {name} must return one score for every weight it is given, by the same "
+            f"names and shapes ({', '.join(pool)}); mend it and run again"
+        )
+    return dict(scores)
+
+
+def _final(context: Context, name: str) -> dict[str, Tensor]:
+    return load_weights_file(context.store.path(name) / "final.safetensors")
+
+
+def _network_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}

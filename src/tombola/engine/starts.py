@@ -1,0 +1,66 @@
+"""How does a training begin: its networks, its mask and its start weights in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tombola.data.batches import Batches
+from tombola.engine.context import Context
+from tombola.runs.plan import Node
+from tombola.runtime import rng, seed_everything
+from tombola.sparsity.masks import Masks, erk, shuffle
+from tombola.sparsity.tickets import Ticket, load_ticket
+from tombola.tasks.base import Networks
+from tombola.training.checkpoint import load_state
+from tombola.training.trainer import Settings, Trainer
+
+
+def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -> Trainer:
+    """The trainer of a train node at its first step: networks, masks and start weights in place."""
+    runtime = context.runtime(config)
+    task = context.make_task(config)
+    shape = tuple(config["data"]["shape"])
+    seed, start = config["seed"], config["start"]
+    seed_everything(seed, f"init-{config['draw']}" if "draw" in config else "init")
+    networks: Networks = task.networks(shape)
+    masks = None
+    ticket: Ticket | None = None
+    if node is not None and "ticket" in node.parents:
+        ticket = load_ticket(context.store.path(node.parents["ticket"]) / "ticket.safetensors")
+        masks = _control_masks(start, ticket, config)
+    batches = Batches(context.images(shape).splits["train"], task.batch_size, seed, runtime.device)
+    settings = Settings(runtime=runtime, seed=seed, total_steps=config["steps"], ema=config["ema"])
+    trainer = Trainer(task, networks, batches, settings, masks)
+    if "from_step" in config:
+        assert node is not None
+        assert ticket is not None
+        _rewind_to(trainer, config, ticket, node, context)
+    return trainer
+
+
+def _control_masks(start: str, ticket: Ticket, config: Mapping[str, Any]) -> Masks:
+    if start == "shuffle":
+        return shuffle(ticket.masks, derive(config))
+    if start == "erk":
+        keep = sum(int(m.sum()) for m in ticket.masks.values())
+        return erk({name: tuple(m.shape) for name, m in ticket.masks.items()}, keep, derive(config))
+    return ticket.masks
+
+
+def derive(config: Mapping[str, Any]) -> int:
+    """The seed of a control's mask: another one for every seed and level."""
+    return rng(config["seed"], config["draw"]).initial_seed()
+
+
+def _rewind_to(
+    trainer: Trainer, config: Mapping[str, Any], ticket: Ticket, node: Node, context: Context
+) -> None:
+    """Put a trainer at the rewind step: weights and buffers of all networks, moments as asked."""
+    fresh = {"step": config["from_step"], "scalars": {}, "log": []}
+    if "rewind" not in node.parents:
+        state = {f"network.{k}": v for k, v in ticket.weights.items()}
+        trainer.rewind(state, fresh, optimizer=False)
+        return
+    tensors, manifest = load_state(context.store.path(node.parents["rewind"]) / "state.safetensors")
+    trainer.rewind(tensors, manifest, optimizer=config["optimizer"] == "restore")

@@ -1,0 +1,90 @@
+"""What is an experiment's table made of: arms, their trained networks, when those are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tombola.recipes.trial import Thin
+from tombola.runs.plan import Graph
+
+JUDGEMENTS = 25
+"""Equally spaced judgements that a training is cut into (design 3.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of searching: what tells it from the other arms of the same search."""
+
+    method: str
+    networks: str
+    rewind: str
+    precision: str
+
+    def folder(self, rewind_steps: int, several_precisions: bool) -> str:
+        """The arm's folder name under tickets/ and samples/ when there are several arms."""
+        end = f"-{self.precision}" if several_precisions else ""
+        return f"{self.method}-{self.networks.replace(',', '+')}-r{rewind_steps}{end}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One trained network of the experiment's table, and the runs that made and judged it."""
+
+    arm: Arm
+    kind: str
+    """dense, ticket, reinit, ..."""
+    seed: int
+    round: int
+    rewind_steps: int
+    kept: int
+    pool: int
+    sparsity: float
+    sparsity_all: float
+    train: str
+    evaluate: str
+    ticket: str | None = None
+    """The run that made the mask and start weights; None for the dense network."""
+    before: tuple[str, ...] = ()
+    """Runs that had to be done before to get this ticket: trainings, or scoring (search cost)."""
+    thin: Thin | None = None
+    """The thinner network that was trained, where it is not the task's own."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """A graph of runs and how its results are laid out."""
+
+    graph: Graph
+    cells: list[Cell] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
+    """Evaluations of one dense network with other sampling seeds."""
+    floor: str | None = None
+    """The judgement of training images in the place of samples, where samples are compared."""
+
+
+def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:
+    """The steps at which a training is judged, ascending, the last step last.
+
+    GANs: the last five of 25 equally spaced judgements (design 3.3: their median counts). The
+    others: the last step counts; four fifths of the way is looked at to see whether it converged.
+    """
+    first = 21 if family == "gan" else 20
+    points = range(first, JUDGEMENTS + 1) if family == "gan" else (first, JUDGEMENTS)
+    return _spaced(points, total_steps)
+
+
+def course_steps(total_steps: int, from_step: int = 0) -> tuple[int, ...]:
+    """The steps at which a training's course is judged: of 25 equally spaced those it has."""
+    points = _spaced(range(1, JUDGEMENTS + 1), total_steps)
+    return tuple(step for step in points if step >= from_step)
+
+
+def _spaced(points: Iterable[int], total_steps: int) -> tuple[int, ...]:
+    return tuple(sorted({max(1, round(total_steps * k / JUDGEMENTS)) for k in points}))
+
+
+def tickets(plan: Plan) -> Iterator[Cell]:
+    """The cells whose ticket is written out: one a seed and round."""
+    return (cell for cell in plan.cells if cell.kind == "ticket")

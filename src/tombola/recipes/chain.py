@@ -1,0 +1,240 @@
+"""Which runs make one arm of one seed: dense, rewind point, then level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tombola.config import AT_INIT
+from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
+from tombola.recipes.setting import Setting, split_networks
+from tombola.recipes.trial import Thin
+from tombola.registry import file_sha256, is_file_spec, split_file_spec
+from tombola.runs.plan import Graph, Node
+
+OPPONENTS = ("thin-parameters", "dense-long")
+"""Controls that are dense networks."""
+MOST_TIMES_AS_LONG = 3
+"""dense-long is trained at most so many times as long as a ticket."""
+
+
+class Chain:
+    """The runs of one arm and seed."""
+
+    def __init__(
+        self, setting: Setting, plan: Plan, arm: Arm, seed: int, judges: Mapping[str, str]
+    ) -> None:
+        self.setting, self.plan, self.arm, self.seed = setting, plan, arm, seed
+        self.judges = judges
+        self.base = setting.base(arm.precision)
+        self.rewind_steps = setting.rewind_step(arm.rewind)
+        self.restore = setting.config.search.optimizer_at_rewind == "restore"
+        self.rewound = ""
+
+    def build(self) -> None:
+        """Dense run, then level by level the ticket and its controls."""
+        first = self.dense_cell()
+        self.rewound = self.add(
+            "rewind",
+            {"step": self.rewind_steps},
+            {"dense": first},
+            0,
+            f"rewind point {self.rewind_steps}",
+        )
+        if self.arm.method in AT_INIT:
+            self.levels_at_init()
+            return
+        before: tuple[str, ...]
+        own_before: tuple[str, ...]
+        source, previous, before = first, None, (first,)
+        own_source, own_previous, own_before = first, None, (first,)
+        for level in range(1, len(self.setting.levels) + 1):
+            ticket = self.mask(level, source, previous)
+            trained = self.ticket_and_controls(level, ticket, before)
+            if "reinit-chain" in self.setting.config.search.controls:
+                own = self.mask(level, own_source, own_previous)
+                again = self.trained("reinit-chain", level, own, own_before)
+                if self.arm.method == "imp":
+                    own_source, own_previous, own_before = again, own, (*own_before, again)
+            if self.arm.method == "imp":
+                source, previous, before = trained, ticket, (*before, trained)
+
+    def levels_at_init(self) -> None:
+        """Masks drawn before any training, each within the one before, and their trainings."""
+        method, prune = self.arm.method, self.setting.config.prune
+        parents = {"rewind": self.rewound}
+        scored: tuple[str, ...] = ()
+        if method != "synflow":
+            config: dict[str, Any] = {
+                key: self.base[key] for key in ("task", "data", "device", "threads")
+            }
+            config["method"] = method
+            if method != "random":
+                config |= {"batches": prune.score_batches, "draws": prune.score_draws}
+            scores = self.add("scores", config, parents, 0, f"scores by {method}")
+            parents, scored = {**parents, "scores": scores}, (scores,)
+        for level in range(1, len(self.setting.levels) + 1):
+            config = {**self._mask_config(level), "method": method}
+            ticket = self.add("mask", config, parents, 0, f"mask of level {level} by {method}")
+            parents, scored = {**parents, "previous": ticket}, (*scored, ticket)
+            self.ticket_and_controls(level, ticket, scored)
+
+    def ticket_and_controls(self, level: int, ticket: str, before: tuple[str, ...]) -> str:
+        """The ticket's training and those of the controls that have its mask; the former's run."""
+        trained = self.trained("ticket", level, ticket, before)
+        for control in self.setting.config.search.controls:
+            if control in OPPONENTS:
+                self.opponent(control, level, before)
+            elif control != "reinit-chain":
+                spent = () if control == "erk" else before
+                self.trained(control, level, ticket, spent)
+        return trained
+
+    def add(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        parents: Mapping[str, str],
+        steps: int,
+        label: str,
+    ) -> str:
+        """Add a run of this seed to the graph."""
+        return self.plan.graph.add(
+            Node(
+                kind,
+                {**config, "seed": self.seed},
+                dict(parents),
+                f"{label}, seed {self.seed}",
+                steps,
+            )
+        )
+
+    def dense_cell(self) -> str:
+        """The dense training of this seed and its judgement."""
+        train = self.add("train", {**self.base, "start": "dense"}, {}, self.setting.steps, "dense")
+        self.cell("dense", 0, train, None, ())
+        return train
+
+    def mask(self, level: int, source: str, previous: str | None) -> str:
+        """The run that selects the weights of a level and joins them with the rewind weights."""
+        criterion = _criterion(self.setting.config.prune.criterion)
+        config = {**self._mask_config(level), "criterion": criterion}
+        parents = {"source": source, "rewind": self.rewound}
+        if previous is not None:
+            parents["previous"] = previous
+        return self.add("mask", config, parents, 0, f"mask of level {level}")
+
+    def _mask_config(self, level: int) -> dict[str, Any]:
+        return {
+            "task": self.base["task"],
+            "shape": self.base["data"]["shape"],
+            "keep": self.setting.kept(self.arm.networks, level),
+            "prune": list(split_networks(self.arm.networks)),
+            "exclude": list(self.setting.config.prune.exclude),
+        }
+
+    def trained(self, kind: str, level: int, ticket: str, before: tuple[str, ...]) -> str:
+        """The training of a ticket or control and its judgement."""
+        fresh = kind in ("reinit", "erk", "reinit-chain")
+        config: dict[str, Any] = {**self.base, "start": kind}
+        parents = {"ticket": ticket}
+        steps = self.setting.steps
+        if fresh:
+            config["draw"] = f"{kind}/{level}"
+        else:
+            config["from_step"] = self.rewind_steps
+            config["optimizer"] = "restore" if self.restore else "fresh"
+            steps -= self.rewind_steps
+            if kind == "shuffle" or self.restore:
+                parents["rewind"] = self.rewound
+            if kind == "shuffle":
+                config["draw"] = f"shuffle/{level}"
+        train = self.add("train", config, parents, steps, f"{kind} of level {level}")
+        self.cell(kind, level, train, ticket, before)
+        return train
+
+    def opponent(self, kind: str, level: int, before: tuple[str, ...]) -> None:
+        """A dense training that had what a ticket has: its parameters, or its search's steps."""
+        steps, thin = self.setting.steps, None
+        config: dict[str, Any] = {**self.base, "start": kind}
+        if kind == "dense-long":
+            spent = sum(self.plan.graph[name].steps for name in before)
+            steps = config["steps"] = min(MOST_TIMES_AS_LONG * steps, steps + spent)
+        else:
+            thin = self.setting.thin(self.arm.networks, level)
+            config["task"] = {**config["task"], "options": dict(thin.options)}
+        train = self.add("train", config, {}, steps, f"{kind} of level {level}")
+        self.cell(kind, level, train, None, (), thin)
+
+    def cell(
+        self,
+        kind: str,
+        level: int,
+        train: str,
+        ticket: str | None,
+        before: tuple[str, ...],
+        thin: Thin | None = None,
+    ) -> None:
+        """Judge a trained network and give it its place in the table."""
+        setting = self.setting
+        evaluate = evaluation(setting, self.plan.graph, train, self.judges, self.seed, 0)
+        pool = setting.pools.get(self.arm.networks, 0)
+        kept = setting.kept(self.arm.networks, level) if pool else 0
+        sparsity, sparsity_all = setting.sparsities(self.arm.networks, kept) if pool else (0.0, 0.0)
+        self.plan.cells.append(
+            Cell(
+                arm=self.arm,
+                kind=kind,
+                seed=self.seed,
+                round=level,
+                rewind_steps=self.rewind_steps,
+                kept=kept,
+                pool=pool,
+                sparsity=sparsity,
+                sparsity_all=sparsity_all,
+                train=train,
+                evaluate=evaluate,
+                ticket=ticket,
+                before=before,
+                thin=thin,
+            )
+        )
+
+
+def evaluation(
+    setting: Setting,
+    graph: Graph,
+    train: str,
+    judges: Mapping[str, str],
+    seed: int,
+    sampling_seed: int,
+) -> str:
+    """Add the judgement of a trained network with the latents of a sampling seed.
+
+    ``judges``: the trainings of the networks that judge, by role.
+    """
+    training = graph[train]
+    config = {
+        "task": training.config["task"],
+        "data": training.config["data"],
+        "steps": list(judged_steps(setting.task.family, training.config["steps"])),
+        "judge": dict(setting.judge) if setting.judge else None,
+        "classifier": dict(setting.classifier) if setting.classifier else None,
+        "samples": setting.config.judge.samples,
+        "validation_samples": 0 if sampling_seed else setting.config.judge.validation_samples,
+        "sampling_seed": sampling_seed,
+        "grid": seed == 0 and sampling_seed == 0,
+        "device": setting.device,
+        "threads": setting.threads,
+    }
+    return graph.add(
+        Node("evaluate", config, {"train": train, **judges}, f"judge {training.label}")
+    )
+
+
+def _criterion(spec: str) -> dict[str, str]:
+    """A criterion's part of a run's name: its name, and the hash of a user's file."""
+    if not is_file_spec(spec):
+        return {"name": spec}
+    path, name = split_file_spec(spec)
+    return {"name": name, "sha256": file_sha256(path)}
