@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tombola
-from tombola.engine.stages import derive
+from tombola.engine.starts import derive
 from tombola.runs.store import Store
 from tombola.sparsity.masks import nested, shuffle
 from tombola.training.checkpoint import load_state, load_weights_file
