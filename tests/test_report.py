@@ -199,7 +199,7 @@ def test_verdict_table_of_several_searches_has_one_line_each() -> None:
 
 def test_the_floor_is_drawn_for_the_frechet_distance_alone(tmp_path: Path) -> None:
     pages = []
-    for floor in ({}, {"reconstruction_error": 0.5}, {"fid": 0.5}):
+    for floor in ({}, {"reconstruction_error": 2.5}, {"fid": 2.5}, {"fid": 0.25}):
         rows = [row("dense", 0, s, 2.0 + s, metric="fid") for s in range(3)]
         rows += [row("dense", 0, s, 2.0 + s, metric="reconstruction_error") for s in range(3)]
         write_results(tmp_path / "results.csv", rows)
@@ -207,10 +207,12 @@ def test_the_floor_is_drawn_for_the_frechet_distance_alone(tmp_path: Path) -> No
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "summary.json").write_text(json.dumps({"primary": "fid", "floor": floor}))
         pages.append(write_report(tmp_path).read_text())
-    said = "The dotted line is what as many training images get: the floor."
-    assert [page.count(said) for page in pages] == [0, 0, 1]
-    # In the legend of the drawing for wide screens, and of that for narrow ones.
-    assert [page.count(">floor<") for page in pages] == [0, 0, 2]
+    said = "training images get {}: the floor, dotted where it lies within the frame."
+    assert [said.format("2.5") in page for page in pages] == [False, False, True, False]
+    assert said.format("0.25") in pages[3]
+    # In the legend of the drawing for wide screens, and of that for narrow ones; a floor far below
+    # the curves would squeeze them, and is told in words alone.
+    assert [page.count(">floor<") for page in pages] == [0, 0, 2, 0]
 
 
 def test_levels_table() -> None:

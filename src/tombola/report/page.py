@@ -234,8 +234,12 @@ class _Page:
         else:
             words.append("One training seed: there are no intervals.")
         words.append(tables.margin_sentence(verdict))
-        if curves and self.floor(curves[0].metric) is not None:
-            words.append("The dotted line is what as many training images get: the floor.")
+        floor = self.floor(curves[0].metric) if curves else None
+        if floor is not None:
+            words.append(
+                f"As many training images get {tables.number(floor)}: the floor, dotted where it "
+                "lies within the frame."
+            )
         if len(self.searches) == 1 and bracket_of(verdict)[0] is not None:
             words.append(
                 "The vertical line marks the sparsest ticket that wins; the shaded stretch runs "

@@ -64,7 +64,7 @@ class Plot:
     by_all: bool
     """Whether x is the sparsity of all parameters, not of the prunable ones."""
     floor: float | None = None
-    """What real images score; None: not drawn."""
+    """What real images score, drawn where it lies within the frame; None: unknown."""
 
 
 def x_of(sparsity: float) -> float:
@@ -85,7 +85,8 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
         if len(searches) == 1:
             _bracket(axes, curves, plot, searches[0])
         dense_keys = {curve.search.precision: curve for curve in curves if curve.arm == DENSE}
-        if plot.floor is not None:
+        bottom, top = axes.get_ylim()
+        if plot.floor is not None and bottom <= plot.floor <= top:
             axes.axhline(plot.floor, color=INK, linewidth=1.0, linestyle=":", label=_GENERAL[2])
         for curve in dense_keys.values():
             _dense(axes, curve.points[0], plot.verdicts.get(curve.search, {}))
@@ -151,12 +152,10 @@ def _scale(axes: Axes, curves: Sequence[Curve], plot: Plot) -> None:
             values += [max(low, min(values) - reach), min(high, max(values) + reach)]
     for found in plot.verdicts.values():
         values += [line for line in (_margin_line(found),) if line is not None]
-    values += [plot.floor] if plot.floor is not None else []
     low, high = min(values), max(values)
     positive = min(_values(curves)) > 0
     if positive and max(_values(curves)) / min(_values(curves)) > _LOG_RATIO:
         low = max(low, min(_values(curves)) / 1.5)
-        low = low if plot.floor is None or plot.floor <= 0 else min(low, plot.floor)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.12, high * 1.25)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
