@@ -64,6 +64,21 @@ def test_a_result_has_the_summary_the_rows_and_the_tickets(result):
     assert command.startswith(f"tombola.find({TASK!r}, steps=12, rounds=1, rate=0.5, seeds=1")
 
 
+def test_the_log_has_each_judgement_on_validation_in_order(result):
+    lines = [json.loads(line) for line in (result.out / "log.jsonl").read_text().splitlines()]
+    for arm, steps in (("dense", range(1, 13)), ("ticket", range(2, 13))):
+        own = [line for line in lines if line["arm"] == arm and "event" in line]
+        assert {line["event"] for line in own} == {"judged on validation"}
+        assert [line["step"] for line in own] == list(steps)
+        early = next(
+            row.value for row in result.rows if row.arm == arm
+            and row.metric == "early_stopping_step"
+        )  # fmt: skip
+        best = min(line["value"] for line in own)
+        good = [line["step"] for line in own if line["value"] <= 1.02 * best]
+        assert early == good[0]
+
+
 def test_find_takes_a_tensor_of_images():
     images = helpers.images(60)
     first = tombola.find(TASK, data=images, out="out", **SMALL)

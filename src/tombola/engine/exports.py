@@ -132,7 +132,7 @@ class Exports:
                 write_atomic(target, grid.read_bytes())
 
     def write_log(self) -> None:
-        """OUT/log.jsonl: losses and events of every training by step."""
+        """OUT/log.jsonl: losses, judgements on validation and events of every training by step."""
         lines = []
         for cell in self.tables.plan.cells:
             record = self.tables.record(cell.train)
@@ -142,6 +142,11 @@ class Exports:
                 if k in ("method", "arm", "networks", "rewind_steps", "seed", "round")
             }
             lines += [{**where, **row} for row in record.get("log", [])]
+            course = self.tables.record(cell.evaluate).get("course", {}).get("by_step", {})
+            lines += [
+                {**where, "event": "judged on validation", "step": step, "value": course[str(step)]}
+                for step in sorted(map(int, course))
+            ]
             if "diverged" in record:
                 lines.append(
                     {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}
