@@ -534,3 +534,37 @@ def test_linear_autoencoder_learns_through_its_three_numbers() -> None:
 
 def test_the_example_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 40
+
+
+class Listed(Task):
+    widths = (8, 16)
+    mixed = (1, "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "taken"),
+    [
+        ("betas", [0, 0.9], (0.0, 0.9)),
+        ("betas", (0.5, 1), (0.5, 1.0)),
+        ("widths", [4, 8, 16], (4, 8, 16)),
+        ("widths", [], ()),
+        ("mixed", [2, "b", 0.5], (2, "b", 0.5)),
+    ],
+)
+def test_a_list_is_taken_with_parts_of_the_default_s_kind(option, given, taken) -> None:
+    value = getattr(Listed(**{option: given}), option)
+    assert value == taken
+    assert [type(part) for part in value] == [type(part) for part in taken]
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "said"),
+    [
+        ("betas", "a", r"got 'a'; it takes a list, like its default \[0.9, 0.999\]"),
+        ("betas", [0.5, "a"], "got 'a'; it takes a float, like its default 0.9"),
+        ("widths", [4.5], "got 4.5; it takes a int"),
+    ],
+)
+def test_a_list_of_another_kind_is_refused(option, given, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Listed(**{option: given})

@@ -159,11 +159,14 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     kind = type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        # Of any length, for lists of widths and the like; parts of one kind stay of that kind.
+        same = len({type(part) for part in default}) == 1
+        value = tuple(_checked(name, part, default[0]) if same else part for part in value)
     if type(value) is not kind:
+        wanted = "a list" if kind is tuple else f"a {kind.__name__}"
+        shown = list(default) if kind is tuple else default
         raise ConfigError(
-            f"task option {name!r} got {value!r}; it takes a {kind.__name__}, "
-            f"like its default {default!r}"
+            f"task option {name!r} got {value!r}; it takes {wanted}, like its default {shown!r}"
         )
     return value
