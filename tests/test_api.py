@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_the_log_has_each_judgement_on_validation_in_order(result):
         best = min(line["value"] for line in own)
         good = [line["step"] for line in own if line["value"] <= 1.02 * best]
         assert early == good[0]
+
+
+def test_a_search_of_a_version_with_fewer_options_is_taken_up_again(result, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(result.out, out)
+    config = json.loads((out / "config.json").read_text())
+    del config["config"]["prune"]["score_batches"]
+    (out / "config.json").write_text(json.dumps(config))
+    again = tombola.find(TASK, out=out, **SMALL)
+    assert again.summary["runs"]["trained"] == 0
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(tombola.ConfigError, match="prune.score_batches 10 -> 3"):
+        tombola.find(TASK, out=out, **SMALL, settings={"prune": {"score_batches": 3}})
 
 
 def test_find_takes_a_tensor_of_images():

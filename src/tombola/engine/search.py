@@ -227,8 +227,12 @@ def inherit(config: Config, earlier: Mapping[str, Any] | None) -> Config:
 def refuse_changes(earlier: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """ConfigError that shows what differs, unless only extendable values do."""
     differences = []
+    defaults = Config().tables()
     for section, table in now["config"].items():
         before = earlier["config"].get(section, {})
+        if section != "task":
+            # What an older version did not know was as it is now by default.
+            before = {**defaults[section], **before}
         for key in sorted({*table, *before}):
             if (section, key) not in EXTENDABLE and before.get(key) != table.get(key):
                 differences.append(f"{section}.{key} {before.get(key)!r} -> {table.get(key)!r}")
