@@ -89,7 +89,7 @@ def test_a_search_of_a_version_with_fewer_options_is_taken_up_again(result, tmp_
     again = tombola.find(TASK, out=out, **SMALL)
     assert again.summary["runs"]["trained"] == 0
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(tombola.ConfigError, match="prune.score_batches 10 -> 3"):
+    with pytest.raises(tombola.ConfigError, match=r"prune\.score_batches 10 -> 3"):
         tombola.find(TASK, out=out, **SMALL, settings={"prune": {"score_batches": 3}})
 
 
