@@ -176,9 +176,6 @@ def _linearised(network: nn.Module) -> nn.Module:
                 setattr(module, name, nn.Identity())
     for parameter in made.parameters():
         parameter.requires_grad_(True)
-    with torch.no_grad():
-        for buffer in made.buffers():
-            buffer.abs_()
     return made
 
 
