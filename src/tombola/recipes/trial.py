@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError, UserError
 from tombola.runtime import Runtime, rng, seed_everything
-from tombola.tasks.base import Networks, Shape, Task
+from tombola.sparsity.cost import count_macs
+from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.trainer import Settings, Trainer
 
 PROBE_SAMPLES = 2
-"""Batch of the trial step that counts the work and shows whether a task's methods fit together."""
+"""Batch of the trial step that shows whether a task's methods fit together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The forward and backward work of a task, counted once on a small batch."""
+    """The forward and backward work of a task, counted once."""
 
     step_macs: int
     """Multiply-adds of one step: all turns, forward and backward, at the task's batch size."""
     sample_macs: int
-    """Multiply-adds of making one image: sampling, or reconstructing for autoencoders."""
+    """Multiply-adds of making one image in eval mode: a sample; autoencoders reconstruct."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ def task_options(task: Task) -> dict[str, Any]:
 
 
 def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
-    """New networks and the work of a step, from one trial of every turn on a batch of two.
+    """New networks and the work of a step, after one trial of every turn on a batch of two.
 
     ConfigError that names the method if the task's own code fails or gives a wrong shape.
     """
@@ -59,67 +62,133 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             f"{type(task).__name__}.networks gave {type(networks).__name__}; "
             "return a dict of modules by name"
         )
-    images = torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
+    images = _noise(shape)
     batches = Batches(torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8), PROBE_SAMPLES, 0)
     settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
     _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
-    macs = 0
     for turn in task.turns:
-
-        def once(name: str = turn.name) -> None:
-            result = task.loss(name, networks, images)
-            loss = result["loss"] if isinstance(result, dict) else result
-            loss.backward()  # type: ignore[no-untyped-call]
-
-        with FlopCounterMode(display=False) as counter, _only(networks, turn.learns):
-            _guard(task, f"loss({turn.name!r})", once)
-        macs += counter.get_total_flops() // 2 * turn.repeats * task.batch_size // PROBE_SAMPLES
+        with _learning(task, networks, turn):
+            _guard(task, f"loss({turn.name!r})", _turn(task, networks, images, turn))
         for network in networks.values():
             network.zero_grad(set_to_none=True)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made = _guard(
-            task,
-            "sample" if task.latent else "reconstruct",
-            lambda: make_images(task, networks, images),
-        )
+    with torch.no_grad():
+        made = _guard(task, _maker(task), lambda: make_images(task, networks, images))
     if made.shape != images.shape:
         raise ConfigError(
             f"{type(task).__name__} makes images of shape {tuple(made.shape[1:])}, "
             f"but the data has {shape}; set its size and channels to the data's"
         )
-    sample_macs = counter.get_total_flops() // 2 // PROBE_SAMPLES
     latents = task.latents(PROBE_SAMPLES, rng(0, "trial")) if task.latent else torch.zeros(0)
     samples = made if task.latent else None
     with torch.no_grad():
         _guard(task, "judge_loss", lambda: task.judge_loss(networks, images, latents, samples))
-    return networks, Work(step_macs=macs, sample_macs=sample_macs)
+    return networks, work_of(task, networks, shape)
+
+
+def work_of(task: Task, networks: Networks, shape: Shape) -> Work:
+    """The work of a step and of an image (C, H, W) with these networks; they stay as they are.
+
+    Exact: counted on the meta device, where nothing is computed, at the task's own batch size. A
+    task whose code cannot run there, since it looks at values, is counted on the CPU with a batch
+    of two, as if all work grew with the batch; the global generators are seeded for that.
+    Parameters that require no gradient count as frozen for good: a trainer leaves some so behind.
+    ConfigError that names the method if it fails there too.
+    """
+    try:
+        return _work(task, networks, torch.empty(task.batch_size, *shape, device="meta"))
+    except Exception:
+        seed_everything(0, "trial")
+        return _work(task, networks, _noise(shape))
+
+
+def _work(task: Task, networks: Networks, images: Tensor) -> Work:
+    """Count with copies of networks and task, on the device of the images (N, C, H, W)."""
+    task, networks = copy.copy(task), _copies(networks, images.device)
+    step_macs = 0
+    # The device is also where a loss draws that names none.
+    with torch.device(images.device):
+        for network in networks.values():
+            network.train()
+        for turn in task.turns:
+            with _learning(task, networks, turn):
+                once = _turn(task, networks, images, turn)
+                macs = _guard(task, f"loss({turn.name!r})", partial(count_macs, once))
+            step_macs += macs * turn.repeats * task.batch_size // len(images)
+        for network in networks.values():
+            network.eval()
+        with torch.no_grad():
+            making = partial(make_images, task, networks, images[:1])
+            sample_macs = _guard(task, _maker(task), partial(count_macs, making))
+    return Work(step_macs=step_macs, sample_macs=sample_macs)
+
+
+def _copies(networks: Networks, device: torch.device) -> Networks:
+    """The networks on a device, what they share still shared; the originals stay as they are.
+
+    Tensors go by the memo of deepcopy: not all can be copied otherwise, such as the weight that the
+    old spectral norm leaves behind, and none needs to be read on its way to the meta device.
+    """
+    memo: dict[int, Any] = {}
+    for network in networks.values():
+        for module in network.modules():
+            own = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+            for value in own:
+                if isinstance(value, Tensor):
+                    made = value.detach().to(device, copy=True)
+                    if isinstance(value, nn.Parameter):
+                        made = nn.Parameter(made, requires_grad=value.requires_grad)
+                    memo[id(value)] = made
+    return copy.deepcopy(networks, memo)
+
+
+def _noise(shape: Shape) -> Tensor:
+    """Images (2, C, H, W) in [-1, 1] of the global generator."""
+    return torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
+
+
+def _turn(task: Task, networks: Networks, images: Tensor, turn: Turn) -> Callable[[], None]:
+    """What runs the loss of a turn once, forward and backward."""
+
+    def once() -> None:
+        result = task.loss(turn.name, networks, images)
+        loss = result["loss"] if isinstance(result, dict) else result
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return once
+
+
+def _maker(task: Task) -> str:
+    """The method that makes a task's images."""
+    return "sample" if task.latent else "reconstruct"
 
 
 def make_images(task: Task, networks: Networks, images: Tensor) -> Tensor:
     """Samples where the task has a prior, else reconstructions of ``images``; same shape."""
     if task.latent:
-        return task.sample(networks, task.latents(len(images), rng(0, "trial")))
+        with torch.device("cpu"):  # a prior may look at its draws
+            latents = task.latents(len(images), rng(0, "trial"))
+        return task.sample(networks, latents.to(images.device))
     return task.reconstruct(networks, images)
 
 
-class _only:  # noqa: N801
-    """Within the block only the named networks' parameters require gradients (empty = all)."""
+@contextmanager
+def _learning(task: Task, networks: Networks, turn: Turn) -> Iterator[None]:
+    """Within the block only what learns in the turn requires gradients, as the trainer has it."""
 
-    def __init__(self, networks: Networks, names: tuple[str, ...]) -> None:
-        self.off = [
-            p
-            for name, network in networks.items()
-            if names and name not in names
-            for p in network.parameters()
-            if p.requires_grad
-        ]
+    def learners(turn: Turn) -> dict[int, nn.Parameter]:
+        names = turn.learns or tuple(networks)
+        own = (p for name in names for p in networks[name].parameters())
+        return {id(parameter): parameter for parameter in own if parameter.requires_grad}
 
-    def __enter__(self) -> None:
-        for parameter in self.off:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *details: object) -> None:
-        for parameter in self.off:
+    others = {key: p for other in task.turns for key, p in learners(other).items()}
+    for key in learners(turn):
+        del others[key]
+    for parameter in others.values():
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others.values():
             parameter.requires_grad_(True)
 
 
