@@ -27,6 +27,7 @@ BENCHMARKS = {
     "frechet": ("bench_frechet", "measured"),
     "judging": ("bench_judging", "measured"),
     "arms": ("bench_arms", "measured"),
+    "savings": ("bench_savings", "measured"),
     "batches": ("bench_batches", "measured"),
     "workers": ("bench_workers", "measured"),
     "start": ("bench_start", "measured"),

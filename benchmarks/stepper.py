@@ -1,7 +1,8 @@
 """A process that trains: started by the benchmarks with its setting as JSON, one line a stretch.
 
-``{"task", "side": "ours" | "paper" | "paper-int32" | "dense", "precision", "size", "threads"}``.
+``{"task", "side", "precision", "size", "threads"}``, side = ours, paper, paper-int32, dense or cut.
 ``ours`` is the trainer that `tombola find` uses, with masks; ``dense`` the same without masks;
+``cut`` the same with a quarter of the channels;
 ``paper-int32`` the paper's loop with masks of 32 bits instead of 64.
 """
 
@@ -43,6 +44,8 @@ def stepper(setting: Mapping[str, Any]) -> Callable[[], object]:
     dense = Trainer(made, settings.networks(made, name), data, run)
     while dense.step < (DENSE_STEPS[name] if size == "full" else 1):
         dense.advance()
+    if setting["side"] == "cut":
+        return Trainer(made, settings.cut(made, built, name), data, run).advance
     masks = settings.masks(dense.networks)
     if setting["side"].startswith("paper"):
         torch.manual_seed(0)

@@ -87,9 +87,56 @@ class TinyGAN(Task):
         return networks["generator"](latents)
 
 
+class WideGAN(TinyGAN):
+    """A GAN of 8x8 images with normalised channels to cut, and a width."""
+
+    width: int = 8
+    batch_size = 100
+    presets = {"quick": {"steps": 60}, "paper": {"steps": 60}}
+
+    def networks(self, shape) -> Networks:
+        w = self.width
+        return {
+            "generator": nn.Sequential(
+                nn.Unflatten(1, (4, 1, 1)),
+                nn.ConvTranspose2d(4, 2 * w, 4, bias=False),
+                nn.BatchNorm2d(2 * w),
+                nn.ReLU(),
+                nn.ConvTranspose2d(2 * w, w, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(w),
+                nn.ReLU(),
+                nn.Conv2d(w, 1, 3, 1, 1),
+                nn.Tanh(),
+            ),
+            "discriminator": nn.Sequential(
+                nn.Conv2d(1, w, 4, 2, 1),
+                nn.BatchNorm2d(w),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(w, 2 * w, 3, 1, 1),
+                nn.BatchNorm2d(2 * w),
+                nn.LeakyReLU(0.2),
+                nn.Flatten(),
+                nn.Linear(32 * w, 1),
+            ),
+        }
+
+
 def images(n: int = 64, shape: tuple[int, int, int] = (1, 8, 8)) -> Tensor:
     """Random uint8 images, always the same."""
     return torch.randint(0, 256, (n, *shape), generator=rng(0, "images"), dtype=torch.uint8)
+
+
+def stir(network: nn.Module, seed: int) -> nn.Module:
+    """The network with weights, scales and statistics that hide nothing, as no fresh one has."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if tensor.is_floating_point() and not name.endswith(("_u", "_v")):
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.add_((0.3 * noise).to(tensor.dtype))
+                if name.endswith("running_var"):
+                    tensor.abs_().add_(0.5)
+    return network
 
 
 def trainer(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tombola.metrics.statistics import summarise
+from tombola.report.curves import folder_of, key_of
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 
 
@@ -190,3 +191,137 @@ def write_samples(folder: Path, rows: list[Row], *, colour: bool) -> None:
             spoilt = (level / last) ** (2 * ease) / ease if level else 0.02
             grid = digits(spoilt, level, colour=colour, cell=32 if colour else 28)
             grid.save(place / f"{arm}-round{level:02d}.png")
+
+
+CHANNEL_ARMS = ("compact", "random-channels", "thin-flops", "thin-parameters")
+_WHOLE = 5_651_584
+
+
+def channel_rows(
+    *,
+    compress: tuple[float, ...] = (0.5, 0.8),
+    precisions: tuple[str, ...] = ("fp32",),
+    seeds: int = 3,
+    imp_rounds: int = 0,
+) -> list[Row]:
+    """An early-bird search with its opponents, and an IMP search beside it if it has rounds."""
+    rows = []
+    for place, precision in enumerate(precisions):
+        for seed in range(seeds):
+            key = {"task": "dcgan", "data": "mnist", "precision": precision, "seed": seed,
+                   "networks": "all", "n": 10000, "step": 7500}  # fmt: skip
+            draw = np.random.default_rng([seed, place])
+            dense = 12.0 + draw.normal(0, 0.15) + 0.2 * place
+            for share in compress:
+                own = key | {"method": "early-bird", "compress": share}
+                rows += _measured_channels(own, dense, share, draw)
+            own = key | {"method": "imp", "rewind_steps": 10}
+            for level in range(imp_rounds + 1 if imp_rounds else 0):
+                gone = 1 - 0.8**level
+                for arm in ("ticket", "reinit", "shuffle") if level else ("dense",):
+                    worse = {"ticket": 0.03, "reinit": 0.5, "shuffle": 0.7, "dense": 0}[arm]
+                    value = dense * (1 + worse * gone**3) + draw.normal(0, 0.02)
+                    value = dense if arm == "dense" else value
+                    rows.append(Row(**own, arm=arm, round=level, sparsity=gone, sparsity_all=gone,
+                                    metric="fid", value=value))  # fmt: skip
+    return rows
+
+
+def _measured_channels(
+    own: dict[str, Any], dense: float, share: float, draw: np.random.Generator
+) -> Iterator[Row]:
+    gone = 1 - (1 - share) ** 1.6
+    yield Row(**own, arm="dense", round=0, sparsity=0, sparsity_all=0, metric="fid", value=dense)
+    slopes = zip(CHANNEL_ARMS, (0.04, 0.7, 0.35, 0.9), strict=True)
+    for arm, slope in slopes:
+        lost = slope * share**2 + (0.6 if share > 0.9 else 0)
+        value = dense * (1 + lost) + draw.normal(0, 0.05)
+        yield Row(**own, arm=arm, round=1, sparsity=gone, sparsity_all=gone, metric="fid",
+                  value=value)  # fmt: skip
+
+
+def channel_costs(rows: list[Row]) -> list[CostRow]:
+    """One row of costs per network: those that are cut smaller cost less."""
+    found = []
+    for row in rows:
+        key = {name: row.as_dict()[name] for name in list(row.as_dict())[:12]}
+        whole, fast = 1.12e16, 0.9 if row.precision == "bf16" else 1.0
+        left, found_at = (1 - row.sparsity) ** 1.1, 0.04
+        train, search = (whole, whole * row.round) if row.method == "imp" else (whole, 0.0)
+        if row.arm in ("compact", "random-channels"):
+            train, search = whole * (1 - found_at) * left, whole * found_at
+        elif row.arm == "thin-flops":
+            train = whole * ((1 - found_at) * left + found_at)
+        elif row.arm == "thin-parameters":
+            train = whole * left * 0.7
+        seconds = 4590.5 * fast * (1 + 0.01 * row.seed)
+        slower = 0.6 if row.arm in CHANNEL_ARMS else 0.0  # a small network waits for its data
+        found.append(CostRow(
+            **key, train_flops=train, search_flops=search,
+            train_seconds=seconds * (slower + (1 - slower) * train / whole),
+            search_seconds=seconds * search / whole, eval_seconds=20.0, macs_per_sample=1,
+            parameters=round(_WHOLE * (1 - row.sparsity * (row.arm in CHANNEL_ARMS))),
+            nonzero_parameters=round(_WHOLE * (1 - row.sparsity)), model_bytes=1,
+            ticket_bytes=1000 if row.arm in ("ticket", "compact") else None,
+            peak_memory_bytes=1,
+        ))  # fmt: skip
+    return found
+
+
+def watches(rows: list[Row], *, draws: int = 24, forced: float = 0.95) -> dict[str, Any]:
+    """What summary.json tells of the watches; the last seed at the share ``forced`` was forced."""
+    searches = {key_of(row) for row in rows if row.arm == "compact"}
+    several = len({search.precision for search in searches}) > 1
+    last = max(row.seed for row in rows)
+    told: dict[str, Any] = {}
+    for search in sorted(searches, key=str):
+        share = search.compress or 0.5
+        steps = [25 * (index + 1) for index in range(draws)]
+        matrix = {name: [[round(min(0.5, spread * abs(math.log(a / b))), 4) for a in steps]
+                         for b in steps]
+                  for name, spread in (("discriminator", 0.2), ("generator", 0.3))}  # fmt: skip
+        told[folder_of(search, several)] = {
+            "rule": "paper", "delta": 0.1, "settle": "pooled", "prune": ["all"],
+            "left": {"generator.main.12": "it makes the network's output"},
+            "by_scale": ["generator"], "draws": steps, "matrix": matrix,
+            "seeds": {str(seed): _seed_of(share, seed, steps, share == forced and seed == last)
+                      for seed in range(last + 1)},
+        }  # fmt: skip
+    return told
+
+
+def _seed_of(share: float, seed: int, steps: list[int], forced: bool) -> dict[str, Any]:
+    level = 0.14 if forced else 0.08
+    largest = {str(step): None if index < 4 else {
+        "discriminator": (level + 0.35 * math.exp(-index / 5)) * (0.8 + 0.05 * seed),
+        "generator": level + 0.45 * math.exp(-index / 6) + 0.005 * seed,
+    } for index, step in enumerate(steps)}  # fmt: skip
+    kept = round(448 * (1 - share))
+    return {
+        "step": 3750 if forced else steps[-1], "steps": 7500, "forced": forced,
+        "overlap": {"discriminator": [0.84, 1 - share], "generator": [0.75, 1 - share]},
+        "widths": {"discriminator.main.3": [448, kept + seed],
+                   "generator.main.1": [256, kept // 2], "generator.main.4": [128, kept // 4]},
+        "largest": largest,
+    }  # fmt: skip
+
+
+def write_channels(out: Path, *, forced: float = 0.95, **options: Any) -> Path:
+    """A whole OUT/ of an early-bird search; options go to :func:`channel_rows`."""
+    rows = channel_rows(**options)
+    write_results(out / "results.csv", rows)
+    write_costs(out / "costs.csv", channel_costs(rows))
+    searches = list(dict.fromkeys(key_of(r) for r in rows if r.arm in ("ticket", "compact")))
+    asked = {"early-bird": CHANNEL_ARMS[1:], "imp": ("reinit", "shuffle")}
+    summary = summarise(rows, controls=asked, searches=searches)
+    told = watches(rows, forced=forced)
+    (out / "summary.json").write_text(json.dumps(summary | {"early_bird": told}, sort_keys=True))
+    (out / "config.json").write_text(json.dumps(config_of(rows[0], 1)))
+    several = len({search.precision for search in searches}) > 1
+    for row in rows:
+        if row.seed == 0:
+            folder = out / "samples" / folder_of(key_of(row), several)
+            folder.mkdir(parents=True, exist_ok=True)
+            spoilt = row.sparsity**6 * (1 if row.arm in ("ticket", "compact") else 1.5)
+            digits(spoilt, row.round).save(folder / f"{row.arm}-round{row.round:02d}.png")
+    return out

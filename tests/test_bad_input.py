@@ -41,11 +41,23 @@ NAMES = {
     "task file without a name": (["find", "@syntax.py"], "syntax.py' linear-ae file.py:NAME"),
     "unknown data": (["find", "vae", "--data", "digit"], "'digit' did you mean digits folder:PATH"),
     "unknown method": (["find", "vae", "--method", "im"], "'im' did you mean imp one-shot"),
-    "method to come": (["find", "vae", "--method", "early-bird"], "'early-bird' not built imp"),
+    "method misspelt": (["find", "vae", "--method", "early"], "'early' did you mean early-bird"),
     "method twice": (["find", "vae", "--method", "imp,imp"], "method imp,imp once"),
     "no method": (["find", "vae", "--method", ","], "search.method is empty; give at least one"),
     "unknown control": (["find", "vae", "--controls", "shufle"], "'shufle' did you mean shuffle"),
-    "control to come": (["find", "vae", "--controls", "thin-flops"], "'thin-flops' not built erk"),
+    "control of another method": (
+        ["find", "vae", "--controls", "thin-flops"],
+        "thin-flops early-bird leave that control out",
+    ),
+    "compress too much": (["find", "vae", "--compress", "1.2"], "compress '1.2' between 0 and 1"),
+    "compress twice": (["find", "vae", "--compress", "0.5,0.5"], "compress 0.5,0.5 once"),
+    "round to nothing": (["find", "vae", "--round-to", "0"], "prune.round_to 0 at least 1"),
+    "rule unknown": (["find", "vae", "--set", "prune.rule=papers"], "'papers' did you mean paper corrected"),
+    "drawn too often": (
+        ["find", "vae", "--set", "prune.draw_epochs=0.1"],
+        "prune.draw_epochs 0.1 from 0.25",
+    ),
+    "compact without a ticket": (["train", "vae", "--compact"], "--compact give one --ticket"),
     "unknown preset": (["find", "vae", "--preset", "quik"], "'quik' did you mean quick paper"),
     "preset to come": (["find", "vae", "--preset", "shared"], "'shared' not built quick, paper"),
     "precision to come": (["find", "vae", "--precision", "fp16"], "'fp16' not built fp32, bf16"),
@@ -173,6 +185,18 @@ FILES = {
         ["sample", "@ticket.safetensors", "--out", "x"],
         "tombola.ticket/1 models/ticket-seed0-round01.safetensors",
     ),
+    "ticket for an export": (
+        ["export", "@ticket.safetensors", "--to", "onnx"],
+        "tombola.ticket/1 models/ticket-seed0-round01.safetensors",
+    ),
+    "unknown export format": (
+        ["export", "@model.safetensors", "--to", "onx", "--task", TASK],
+        "'onx' did you mean onnx torch-export",
+    ),
+    "zip for an exported file": (
+        ["sample", "@other.pt2", "--out", "x"],
+        "archive/data.pkl none that Tombola writes never opened",
+    ),
     "no model": (["sample", "@no", "--out", "x"], "no such file give"),
     "truncated model": (["sample", "@truncated", "--out", "x"], "truncated get the file again"),
     "model of a user's task": (
@@ -205,9 +229,7 @@ TO_COME = {
     f"{name} is to come": ([name, "x"], f"command '{name}' not built {part} --help")
     for name, part in cli.TO_COME.items()
 } | {
-    "compress is to come": (["find", "vae", "--compress", "0.5"], "--compress not built leave"),
     "cluster is to come": (["find", "vae", "--cluster=ray"], "--cluster not built leave"),
-    "compact is to come": (["train", "vae", "--compact"], "--compact not built leave"),
     "diff is to come": (["inspect", "a", "--diff", "b"], "--diff not built leave"),
     "rebuild is to come": (["verify", "a", "--rebuild"], "--rebuild not built leave"),
 }
@@ -352,7 +374,7 @@ SUBPROCESSES = [
     "pickle for a ticket",
     "folder empty",
     "out is a file",
-    "export is to come",
+    "transfer is to come",
 ]
 
 MINE = '''"""Tasks and data of a user that are wrong in their own ways."""
@@ -428,6 +450,7 @@ def make_texts(root: Path) -> None:
         pickle.dump({"weight": 1}, file)
     with zipfile.ZipFile(root / "zipped", "w") as file:
         file.writestr("archive/data.pkl", "x")
+    (root / "other.pt2").write_bytes((root / "zipped").read_bytes())
     (root / "spoilt").mkdir()
     (root / "spoilt" / "config.json").write_text('{"config": {}}')
     (root / "spoilt" / ".lock").write_text("")

@@ -19,7 +19,7 @@ from PIL import Image
 
 import in_process
 import tombola
-from tombola import api, cli, commands, config, dry_run, registry
+from tombola import cli, commands, config, dry_run, registry, sampling
 from tombola.data.sources import load_images
 from tombola.engine import search
 
@@ -189,6 +189,7 @@ def test_doctor_says_what_is_there_and_how_to_get_the_rest(tmp_path, monkeypatch
     assert seen["judges"]["digits"] == "shipped"
     assert "TOMBOLA_INCEPTION" in seen["judges"]["inception"]
     assert seen["versions"]["torch"] == torch.__version__
+    assert seen["export"]["torch-export"] == "found"
     monkeypatch.setenv("TOMBOLA_INCEPTION", str(tmp_path / "nothing"))
     code, out, _ = call("doctor", "--data-dir", tmp_path)
     assert code == 0
@@ -335,7 +336,7 @@ def test_samples_of_a_prior_are_files_and_a_grid(task, models, tmp_path):
 
 def test_many_samples_are_made_in_parts_to_the_same_images(models, tmp_path, monkeypatch):
     call("sample", models["vae"], "--n", "7", "--out", tmp_path / "a")
-    monkeypatch.setattr(api, "BATCH", 3)
+    monkeypatch.setattr(sampling, "BATCH", 3)
     call("sample", models["vae"], "--n", "7", "--out", tmp_path / "b")
     a, b = (
         np.stack([np.asarray(Image.open(tmp_path / x / f"{i:05d}.png")) for i in range(7)])

@@ -50,6 +50,10 @@ HASHES = {
     "evaluate": "eb1d4ebe8b02c4c4337feb6f3b18e933",
     "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
     "scores": "69be1e872b7327b699ba487a4b9983ec",
+    "watch": "8b5fd900cdd54a1e40f90a21720e7f2e",
+    "cut": "e5b7a5499a88a0e54e98db25d0a6a292",
+    "overlap": "e950f3afc07576d026e6c8dd5a8b0f83",
+    "thin": "ee5eec2af2041eef6d0bae985f50704d",
 }
 
 
@@ -291,6 +295,7 @@ FREE = {
     "search.method",
     "search.rewind",
     "prune.networks",
+    "prune.compress",
     "train.precision",
     "run.workers",
     "run.keep",

@@ -13,9 +13,9 @@ import report_standin as standin
 from tombola.errors import ConfigError
 from tombola.report import figure
 from tombola.report.curves import searches_of
+from tombola.report.families import families_of
 from tombola.report.figure import write_figure
 from tombola.report.folder import read_folder
-from tombola.report.pictures import gallery_of
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,7 @@ def run(tmp_path_factory):
 
 def grid(out, images=16):
     folder = read_folder(out)
-    search = searches_of(folder.rows)[0]
-    return figure._Grid(folder, search, gallery_of(out, search), images)
+    return figure._Grid(folder, families_of(searches_of(folder.rows))[0], False, images)
 
 
 def shown(drawn):
@@ -99,6 +98,18 @@ def test_several_searches_have_a_figure_each(tmp_path):
         "figure-imp-decoder-r10.png",
         "figure-imp-decoder-r10.svg",
     ]
+
+
+def test_columns_are_shares_of_channels_where_searches_differ_in_those_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    out = standin.write_channels(tmp_path / "out", compress=(0.8, 0.3), seeds=1, imp_rounds=1)
+    heads, names, pictures = shown(grid(out).draw([]))
+    assert heads == ["dense", "compress 0.3\n43.5%", "compress 0.8\n92.4%"]
+    assert names == ["compact", "random-channels", "thin-flops", "thin-parameters"]
+    assert pictures == [3] * 4
+    assert shown(grid(out).draw([0.9]))[0] == ["dense", "compress 0.8\n92.4%"]
+    names = [path.name for path in write_figure(out)]
+    assert names[::2] == ["figure-early-bird-all.png", "figure-imp-all-r10.png"]
 
 
 @pytest.mark.parametrize("images", [0, 33])

@@ -59,6 +59,7 @@ CHEAP_IMPORTS = (
     "tombola.cli",
     "tombola.commands",
     "tombola.data.checks",
+    "tombola.exported.files",
     "tombola.metrics.rules",
     "tombola.runs.results",
     "tombola.runs.store",
@@ -78,6 +79,8 @@ CHEAP_COMMANDS = {
     "train vae --ticket no-such-file": 2,
     "inspect no-such-file": 2,
     "verify no-such-file": 2,
+    "export no-such-file --to onnx": 2,
+    "sample no-such-file.pt2 --out x": 2,
 }
 """What must answer at once, and its exit code."""
 

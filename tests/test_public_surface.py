@@ -24,6 +24,7 @@ PUBLIC = {
     "Turn",
     "UserError",
     "__version__",
+    "compact",
     "find",
     "load",
     "load_model",
@@ -50,10 +51,14 @@ COMMON = {
     "--workers",
     "TASK",
 }
-SEARCH = {"--controls", "--method", "--prune", "--rate", "--rewind", "--rounds", "--sparsity"}
+SEARCH = {
+    "--compress", "--controls", "--method", "--prune", "--rate", "--rewind", "--round-to",
+    "--rounds", "--sparsity",
+}  # fmt: skip
 COMMANDS = {
     "find": COMMON | SEARCH,
-    "train": COMMON | {"--ticket"},
+    "train": COMMON | {"--ticket", "--compact"},
+    "export": {"FILE", "--to", "--out", "--task", "--json"},
     "sample": {"FILE", "--n", "--out", "--seed", "--task", "--data", "--data-dir"},
     "inspect": {"FILE", "--json"},
     "verify": {"FILE"},
@@ -62,13 +67,27 @@ COMMANDS = {
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
 }
-TO_COME = {"export", "transfer", "run", "publish", "reproduce"}
+TO_COME = {"transfer", "run", "publish", "reproduce"}
 
 SECTIONS = {
     "task": {"name", "preset", "options"},
     "data": {"name", "skip_broken"},
     "train": {"steps", "epochs", "precision", "ema"},
-    "prune": {"networks", "exclude", "criterion", "score_batches", "score_draws"},
+    "prune": {
+        "networks",
+        "exclude",
+        "criterion",
+        "score_batches",
+        "score_draws",
+        "compress",
+        "settle",
+        "rule",
+        "delta",
+        "draw_epochs",
+        "scale_l1",
+        "floor",
+        "round_to",
+    },
     "search": {
         "method",
         "rounds",

@@ -19,13 +19,13 @@ from PIL import Image
 import report_standin as standin
 from tombola.errors import ConfigError, DataError
 from tombola.metrics.statistics import SearchKey
+from tombola.report.costs import costs_of
 from tombola.report.curves import bracket_of, curves_csv, curves_of, dense_of, folder_of, label_of
 from tombola.report.page import write_report
 from tombola.report.pictures import embedded, gallery_of, thinned
 from tombola.report.plots import Plot, draw, x_of
 from tombola.report.tables import (
     collapsed_of,
-    costs_of,
     events_of,
     levels_of,
     metric_label,

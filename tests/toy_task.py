@@ -25,6 +25,10 @@ class TinyGAN(helpers.TinyGAN):
     pass
 
 
+class WideGAN(helpers.WideGAN):
+    pass
+
+
 class Diverging(helpers.TinyAE):
     def loss(self, turn, networks, images):
         return super().loss(turn, networks, images) * float("inf")

@@ -12,6 +12,7 @@ from tombola.errors import ConfigError, DataError, TicketError, UserError
 
 if TYPE_CHECKING:
     from tombola.api import find, load_model
+    from tombola.sparsity.compact import compact
     from tombola.sparsity.tickets import Ticket, load, save_ticket
     from tombola.tasks.base import Task, Turn
 
@@ -21,6 +22,7 @@ _PUBLIC = {
     "Task": "tombola.tasks.base",
     "Ticket": "tombola.sparsity.tickets",
     "Turn": "tombola.tasks.base",
+    "compact": "tombola.sparsity.compact",
     "find": "tombola.api",
     "load": "tombola.sparsity.tickets",
     "load_model": "tombola.api",
@@ -36,6 +38,7 @@ __all__ = [
     "Turn",
     "UserError",
     "__version__",
+    "compact",
     "find",
     "load",
     "load_model",

@@ -1,4 +1,4 @@
-"""What the command line and Python share: find, train, sample and report as functions."""
+"""What the command line and Python share: find, train and report as functions, models read."""
 
 from __future__ import annotations
 
@@ -13,25 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from tombola.config import Config, build
-from tombola.data.batches import normalise, to_uint8
 from tombola.data.checks import check_source
-from tombola.data.sources import load_images, native_channels, save_tensor_source
+from tombola.data.sources import native_channels, save_tensor_source
 from tombola.engine import search
-from tombola.engine.judging import BATCH, save_grid
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
-from tombola.registry import DATA, TASKS, file_sha256
+from tombola.registry import TASKS, file_sha256
 from tombola.report.page import write_report
-from tombola.runtime import rng
 from tombola.sparsity.inspection import registered_task
 from tombola.sparsity.layout import shown
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.tickets import load_model_file, read_manifest
 from tombola.tasks.base import Shape, Task
-from tombola.training.trainer import load_weights
+from tombola.training.trainer import load_any_size, load_weights
 
 FIND_KEYS = {
     "method": "search",
@@ -39,6 +36,8 @@ FIND_KEYS = {
     "rate": "search",
     "sparsity": "search",
     "rewind": "search",
+    "compress": "prune",
+    "round_to": "prune",
     "controls": "search",
     "seeds": "search",
     "prune": "prune",
@@ -157,8 +156,13 @@ def train_request(
     out: Path | None,
     command: str,
     ticket: Path | None = None,
+    *,
+    compact: bool = False,
 ) -> Request:
-    """The request of training the dense task, or a ticket as ``find`` trained it."""
+    """The request of training the dense task, or a ticket as ``find`` trained it.
+
+    ``compact``: the smaller networks of a channel ticket, instead of the dense ones masked.
+    """
     if ticket is None:
         out = out or search.default_out(config, data_dir, "dense")
         return Request(
@@ -182,7 +186,16 @@ def train_request(
         "rewind": config.search.rewind[0],
         "rewind_step": manifest["rewind_step"],
         "round": manifest["round"],
+        "granularity": manifest["granularity"],
+        "sparsity": manifest["sparsity"],
+        "sparsity_all": manifest["sparsity_all"],
+        "compact": compact,
     }
+    if compact and manifest["granularity"] != "channel":
+        raise TicketError(
+            f"{ticket} prunes single weights, which leaves every layer its size; --compact takes "
+            "a ticket of method early-bird, so leave it out"
+        )
 
     def planner(setting: Setting) -> Plan:
         _check_ticket(ticket, manifest, setting)
@@ -254,9 +267,11 @@ def model_networks(
         built = kind(**{k: v for k, v in options.items() if k in allowed})
         channels, height, width = (int(v) for v in manifest["shape"])
         shape = (channels, height, width)
-        check_fit(path, built, shape, {name: list(v.shape) for name, v in weights.items()})
+        smaller = manifest.get("granularity") == "channel"
+        shapes = {name: list(v.shape) for name, v in weights.items()}
+        check_fit(path, built, shape, shapes, smaller=smaller)
         networks = built.networks(shape)
-        load_weights(networks, weights)
+        load_any_size(networks, weights) if smaller else load_weights(networks, weights)
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise TicketError(
             f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
@@ -268,10 +283,16 @@ def model_networks(
 
 
 def check_fit(
-    path: str | Path, task: Task, shape: Shape, stored: Mapping[str, Sequence[int]]
+    path: str | Path,
+    task: Task,
+    shape: Shape,
+    stored: Mapping[str, Sequence[int]],
+    *,
+    smaller: bool = False,
 ) -> None:
     """TicketError unless the tensors of a file are those of the task, by name and shape.
 
+    ``smaller``: they may have fewer places along any dimension, as those of cut networks have.
     Asked before memory is taken, as the sizes come from the file: the networks are only sketched.
     """
     try:
@@ -286,70 +307,14 @@ def check_fit(
     }
     for key in [*wanted, *stored]:
         want, have = wanted.get(key), stored.get(key)
-        if want is None or have is None or list(have) != want:
+        fits = want is not None and have is not None and len(have) == len(want)
+        if fits and smaller:
+            fits = all(1 <= a <= b for a, b in zip(have or (), want or (), strict=True))
+        elif fits:
+            fits = list(have or ()) == want
+        if not fits:
             raise TicketError(
                 f"{path} does not fit task {type(task).__name__}: {shown(key)} is "
                 f"{shown(have or 'not')} in the file and {want or 'not'} in the networks; "
                 "give the task, data and options it was made with"
             )
-
-
-def sample(
-    path: Path,
-    n: int,
-    out: Path,
-    *,
-    seed: int = 0,
-    task: str | None = None,
-    data: str = "",
-    data_dir: Path | None = None,
-) -> list[Path]:
-    """Write ``n`` images of a model file as PNG files and one grid; returns their paths.
-
-    Autoencoders have no prior: they reconstruct the first ``n`` images of ``data``'s judge split.
-    """
-    weights, manifest = load_model_file(path)
-    built, networks = model_networks(path, weights, manifest, task)
-    if built.latent:
-        given = built.latents(n, rng(seed, "sample"))
-    else:
-        given = _judge_images(path, manifest, n, data, data_dir)
-    parts = []
-    with torch.no_grad():
-        for part in torch.split(given, BATCH):
-            made = (
-                built.sample(networks, part)
-                if built.latent
-                else built.reconstruct(networks, normalise(part))
-            )
-            parts.append(to_uint8(made))
-    pictures = torch.cat(parts)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, picture in enumerate(pictures):
-        paths.append(out / f"{index:05d}.png")
-        save_grid(paths[-1], picture[None], columns=1)
-    save_grid(out / "grid.png", pictures[:64])
-    return [*paths, out / "grid.png"]
-
-
-def _judge_images(
-    path: Path, manifest: Mapping[str, Any], n: int, data: str, data_dir: Path | None
-) -> Tensor:
-    """The first ``n`` judge images that a model is to reconstruct, uint8 (N, C, H, W)."""
-    name = manifest.get("data")
-    if not data and name not in DATA.names():
-        # Only the caller's words may lead to files: the model's own name for its data does not.
-        raise ConfigError(
-            f"{path} reconstructs images, and its own ({shown(name)}) have no registered name; "
-            "say with --data which to take"
-        )
-    channels, height, width = (int(v) for v in manifest["shape"])
-    images = load_images(data or str(name), (channels, height, width), data_dir=data_dir)
-    judged = images.splits["judge"]
-    if n > len(judged):
-        raise ConfigError(
-            f"--n got {n}, but {images.name} has {len(judged)} judge images to reconstruct; "
-            f"ask for at most {len(judged)}"
-        )
-    return judged[:n]

@@ -17,7 +17,6 @@ from tombola.errors import ConfigError, UserError, unknown
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 TO_COME = {
-    "export": "early bird",
     "transfer": "travel",
     "run": "travel",
     "publish": "travel",
@@ -25,8 +24,6 @@ TO_COME = {
 }
 """Commands of the contract that are not built yet, and the part that brings them."""
 _NOT_BUILT = {
-    "--compress": "early bird",
-    "--compact": "early bird",
     "--diff": "travel",
     "--rebuild": "travel",
     "--cluster": "later",
@@ -155,8 +152,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train = command("train", "Train the dense task, or a ticket as find trained it.")
     _add_common(train)
     train.add_argument("--ticket", metavar="FILE", help="a ticket file that find has written")
-    sample = command("sample", "Make images from a trained model file.")
-    sample.add_argument("file", metavar="FILE", help="a model file from OUT/models")
+    train.add_argument("--compact", action="store_true", help="cut its channels (early-bird)")
+    _add_export(command("export", "Write a model's generator or decoder for other tools."))
+    sample = command("sample", "Make images from a trained model file, or from an exported one.")
+    sample.add_argument("file", metavar="FILE", help="a file from OUT/models, or an exported one")
     sample.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: 64)")
     sample.add_argument("--out", required=True, metavar="DIR", help="where the PNG files go")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="of the latents drawn")
@@ -189,6 +188,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, dict(sub.choices)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a model file from OUT/models")
+    add("--to", required=True, metavar="FORMAT", help="onnx or torch-export (a .pt2 file)")
+    add("--out", metavar="PATH", help="default: beside FILE, as .onnx or .pt2")
+    _add_task_option(parser)
+    add("--json", action="store_true", help="print one JSON object")
+
+
 def _add_task_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
@@ -203,7 +211,7 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="LIST",
-        help="imp, one-shot, snip, grasp, synflow, random (default: imp)",
+        help="imp, one-shot, early-bird, snip, grasp, synflow, random (default: imp)",
     )
     add(
         "--prune",
@@ -214,12 +222,14 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
+    add("--compress", metavar="R", help="share of the channels that early-bird cuts (default: 0.5)")
+    add("--round-to", type=int, metavar="N", help="round every layer's channels to N (early-bird)")
     add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
     add(
         "--controls",
         metavar="LIST|none",
-        help="reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long "
-        "(default: reinit,shuffle)",
+        help="reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long (default: "
+        "reinit,shuffle); early-bird: random-channels, thin-flops, thin-parameters (default: all)",
     )
 
 

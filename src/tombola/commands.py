@@ -36,6 +36,8 @@ _FLAGS = {
     "rate": ("search", "rate"),
     "sparsity": ("search", "sparsity"),
     "rewind": ("search", "rewind"),
+    "compress": ("prune", "compress"),
+    "round_to": ("prune", "round_to"),
     "controls": ("search", "controls"),
     "seeds": ("search", "seeds"),
     "workers": ("run", "workers"),
@@ -120,9 +122,13 @@ def do_train(options: argparse.Namespace) -> int:
                 "--seeds does not go with --ticket: a ticket is of one seed; leave --seeds out"
             )
         config, data_dir, out = _ticket_checked(options, tables, ticket)
+    if options.compact and ticket is None:
+        raise ConfigError("--compact cuts the channels of a ticket; give one with --ticket")
     from tombola import api
 
-    request = api.train_request(config, data_dir, out, options.words, ticket)
+    request = api.train_request(
+        config, data_dir, out, options.words, ticket, compact=options.compact
+    )
     return _dry_run(request, options) if options.dry_run else _carry_out(request, options)
 
 
@@ -179,7 +185,8 @@ def _carry_out(request: Request, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result.summary, sort_keys=True))
     else:
-        searched = any(row.arm == "ticket" for row in result.rows) and options.function == "do_find"
+        sought = any(row.arm in ("ticket", "compact") for row in result.rows)
+        searched = sought and options.function == "do_find"
         print(verdict_table(result.summary) if searched else _values(result))
         print(f"report: {result.out / 'report.html'}")
     return 1 if _all_diverged(result) else 0
@@ -219,24 +226,55 @@ def _dry_run(request: Request, options: argparse.Namespace) -> int:
     return 0
 
 
+def do_export(options: argparse.Namespace) -> int:
+    """``tombola export``."""
+    from tombola.exported import facts, files
+
+    _check_model(options.file, options.task)
+    facts.target(options.file, options.to, options.out)
+    if options.to == "onnx":
+        files.need("onnx", "onnxruntime")
+    from tombola import exporting
+
+    made = exporting.export(options.file, options.to, options.out, options.task)
+    if options.json:
+        print(json.dumps(vars(made) | {"path": str(made.path)}, sort_keys=True))
+        return 0
+    print(
+        f"{made.path}: {made.bytes:,} bytes; its images differ from PyTorch's by at most "
+        f"{made.largest_difference:.2g} in [-1, 1] (allowed: {made.tolerance:g})"
+    )
+    return 0
+
+
+def _check_model(path: str, task: str | None) -> None:
+    """UserError unless a file is a sound model, of a task that is registered or named."""
+    from tombola.sparsity.container import read_header, verify_file
+    from tombola.sparsity.inspection import registered_task
+    from tombola.sparsity.layout import MODEL_FORMAT, expect
+
+    header = read_header(path)
+    expect(header, MODEL_FORMAT)
+    verify_file(path)
+    TASKS.check(task or registered_task(path, header.manifest))
+
+
 def do_sample(options: argparse.Namespace) -> int:
     """``tombola sample``."""
     if options.n < 1:
         raise ConfigError(f"--n got {options.n}; it takes a whole number of at least 1")
     out = checked_out(options.out)
-    from tombola.sparsity.container import read_header, verify_file
-    from tombola.sparsity.inspection import registered_task
-    from tombola.sparsity.layout import MODEL_FORMAT, expect
+    from tombola.exported import facts, files
 
-    header = read_header(options.file)
-    expect(header, MODEL_FORMAT)
-    verify_file(options.file)
-    TASKS.check(options.task or registered_task(options.file, header.manifest))
+    if facts.format_of(options.file):
+        facts.check_sampling(options.file, files.read(options.file).facts, options.task)
+    else:
+        _check_model(options.file, options.task)
     if options.data is not None:
         check_source(options.data, data_dir_of(options))
-    from tombola import api
+    from tombola import sampling
 
-    paths = api.sample(
+    paths = sampling.sample(
         Path(options.file),
         options.n,
         out,

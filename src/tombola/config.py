@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
+from tombola.limits import distinct, integer, number, one_of, some
 from tombola.registry import CRITERIA, DATA, TASKS, is_file_spec
 from tombola.values import decimal_fraction, parse_rewind
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
-METHODS = ("imp", "one-shot", *AT_INIT)
-METHODS_TO_COME = ("early-bird",)
-CONTROLS = ("reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long")
-CONTROLS_TO_COME = ("thin-flops", "random-channels")
+METHODS = ("imp", "one-shot", "early-bird", *AT_INIT)
+CONTROLS = (
+    "reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long",
+    "thin-flops", "random-channels",
+)  # fmt: skip
+CHANNEL_CONTROLS = ("random-channels", "thin-flops", "thin-parameters")
+"""What the smaller network of an early-bird ticket is held against."""
 DOWNSTREAM = ("auto", "judge", "resnet18", "none")
 PRESETS = ("quick", "paper")
 PRECISIONS = ("fp32", "bf16")
@@ -44,7 +47,7 @@ class TaskSection:
 
     def __post_init__(self) -> None:
         TASKS.check(self.name)
-        _one_of("preset", self.preset, PRESETS, to_come=("shared",))
+        one_of("preset", self.preset, PRESETS, to_come=("shared",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +83,18 @@ class TrainSection:
     """Decay of the averaged weights that are judged; 0 = none are kept."""
 
     def __post_init__(self) -> None:
-        _integer("train.steps", self.steps, low=0)
-        _number("train.epochs", self.epochs, low=0.0)
+        integer("train.steps", self.steps, low=0)
+        number("train.epochs", self.epochs, low=0.0)
         if self.steps and self.epochs:
             raise ConfigError(
                 f"both steps ({self.steps}) and epochs ({self.epochs:g}) are given; "
                 "give --steps or --epochs, not both"
             )
-        _some("train.precision", self.precision)
+        some("train.precision", self.precision)
         for value in self.precision:
-            _one_of("precision", value, PRECISIONS, to_come=("fp16",))
-        _distinct("precision", self.precision)
-        _number("train.ema", self.ema, low=0.0, high=1.0, open_high=True)
+            one_of("precision", value, PRECISIONS, to_come=("fp16",))
+        distinct("precision", self.precision)
+        number("train.ema", self.ema, low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +111,41 @@ class PruneSection:
     """Batches whose losses snip and grasp average."""
     score_draws: int = 1
     """Draws of latents (or of whatever else a loss draws) for each of those batches."""
+    compress: tuple[str, ...] = ("0.5",)
+    """Share of the channels that early-bird removes, a decimal in (0, 1); several are arms."""
+    settle: str = "pooled"
+    """Channels of all pruned networks compete (pooled), or those of each network (apart)."""
+    rule: str = "paper"
+    """Masks have settled when they differ by less than delta: paper, or corrected for chance."""
+    delta: float = 0.1
+    """Largest distance between the newest mask and the four before it."""
+    draw_epochs: float = 0.25
+    """Epochs between two masks, at least 0.25."""
+    scale_l1: float = 0.0
+    """Strength of an L1 pressure on the normalisation scales while masks are sought."""
+    floor: int = 1
+    """Channels that every layer keeps at least."""
+    round_to: int = 1
+    """Channels of every layer are rounded to a multiple of this when it is cut."""
 
     def __post_init__(self) -> None:
         CRITERIA.check(self.criterion)
         if not self.networks or not all(self.networks):
             raise ConfigError("prune.networks is empty; give all or names of networks")
-        _distinct("prune", self.networks)
-        _integer("prune.score_batches", self.score_batches, low=1, high=MOST)
-        _integer("prune.score_draws", self.score_draws, low=1, high=MOST)
+        distinct("prune", self.networks)
+        integer("prune.score_batches", self.score_batches, low=1, high=MOST)
+        integer("prune.score_draws", self.score_draws, low=1, high=MOST)
+        some("prune.compress", self.compress)
+        for value in self.compress:
+            decimal_fraction("compress", value)
+        distinct("compress", self.compress)
+        one_of("prune.settle", self.settle, ("pooled", "apart"))
+        one_of("prune.rule", self.rule, ("paper", "corrected"))
+        number("prune.delta", self.delta, low=0.0, high=1.0)
+        number("prune.draw_epochs", self.draw_epochs, low=0.25)
+        number("prune.scale_l1", self.scale_l1, low=0.0)
+        integer("prune.floor", self.floor, low=1)
+        integer("prune.round_to", self.round_to, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +153,7 @@ class SearchSection:
     """``search.*``: how tickets are sought and against what they are held."""
 
     method: tuple[str, ...] = ("imp",)
-    """imp, one-shot, snip, grasp, synflow or random; several values are arms."""
+    """imp, one-shot, early-bird, snip, grasp, synflow or random; several values are arms."""
     rounds: int = 20
     """Levels of sparsity."""
     rate: str = "0.2"
@@ -135,26 +165,33 @@ class SearchSection:
     optimizer_at_rewind: str = "fresh"
     """fresh, or restore the optimizer's state at the rewind step."""
     controls: tuple[str, ...] = ("reinit", "shuffle")
-    """reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long; empty = none."""
+    """reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long, thin-flops,
+    random-channels; empty = none. An early-bird arm takes its own: see ``controls_of``."""
     seeds: int = 3
     """Training seeds 0..seeds-1."""
 
     def __post_init__(self) -> None:
-        _some("search.method", self.method)
-        _some("search.rewind", self.rewind)
+        some("search.method", self.method)
+        some("search.rewind", self.rewind)
         for value in self.method:
-            _one_of("method", value, METHODS, to_come=METHODS_TO_COME)
-        _distinct("method", self.method)
+            one_of("method", value, METHODS)
+        distinct("method", self.method)
         for value in self.controls:
-            _one_of("control", value, CONTROLS, to_come=CONTROLS_TO_COME)
-        _distinct("controls", self.controls)
+            one_of("control", value, CONTROLS)
+        distinct("controls", self.controls)
         if "reinit-chain" in self.controls and set(self.method) & set(AT_INIT):
             raise ConfigError(
                 f"control reinit-chain takes its masks from trained networks, but method "
                 f"{','.join(self.method)} prunes before training; leave that control out"
             )
-        _integer("search.rounds", self.rounds, low=1, high=MOST)
-        _integer("search.seeds", self.seeds, low=1, high=MOST)
+        strange = [c for c in self.controls if c in ("thin-flops", "random-channels")]
+        if strange and "early-bird" not in self.method:
+            raise ConfigError(
+                f"control {strange[0]} is held against early-bird's smaller networks; add "
+                "early-bird to the methods, or leave that control out"
+            )
+        integer("search.rounds", self.rounds, low=1, high=MOST)
+        integer("search.seeds", self.seeds, low=1, high=MOST)
         decimal_fraction("rate", self.rate)
         levels = [decimal_fraction("sparsity", value) for value in self.sparsity]
         if any(b <= a for a, b in itertools.pairwise(levels)):
@@ -164,8 +201,19 @@ class SearchSection:
             )
         for value in self.rewind:
             parse_rewind(value)
-        _distinct("rewind", self.rewind)
-        _one_of("optimizer_at_rewind", self.optimizer_at_rewind, ("fresh", "restore"))
+        distinct("rewind", self.rewind)
+        one_of("optimizer_at_rewind", self.optimizer_at_rewind, ("fresh", "restore"))
+
+    def controls_of(self, method: str) -> tuple[str, ...]:
+        """The controls of a method's arms, of those asked for.
+
+        Whole channels have other opponents than single weights: where controls are asked for, but
+        none that fits early-bird, its arms get all of theirs.
+        """
+        fitting = tuple(c for c in self.controls if c in CHANNEL_CONTROLS)
+        if method == "early-bird":
+            return fitting or (CHANNEL_CONTROLS if self.controls else ())
+        return tuple(c for c in self.controls if c not in ("random-channels", "thin-flops"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +232,13 @@ class JudgeSection:
     """Training length of a data set's own classifier; 0 = as its recipe says, at least 1,500."""
 
     def __post_init__(self) -> None:
-        _integer("judge.samples", self.samples, low=2)
-        _integer("judge.validation_samples", self.validation_samples, low=0)
+        integer("judge.samples", self.samples, low=2)
+        integer("judge.validation_samples", self.validation_samples, low=0)
         if self.validation_samples == 1:
             raise ConfigError("judge.validation_samples got 1; it takes 0, or 2 and more")
-        _integer("judge.sampling_seeds", self.sampling_seeds, low=1)
-        _integer("judge.steps", self.steps, low=0)
-        _one_of("judge.downstream", self.downstream, DOWNSTREAM)
+        integer("judge.sampling_seeds", self.sampling_seeds, low=1)
+        integer("judge.steps", self.steps, low=0)
+        one_of("judge.downstream", self.downstream, DOWNSTREAM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +250,7 @@ class VerdictSection:
 
     def __post_init__(self) -> None:
         for name, value in self.margins.items():
-            _number(f"verdict.{name}", value, low=0.0)
+            number(f"verdict.{name}", value, low=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +267,9 @@ class RunSection:
     """final, or all: every trained network and every state that was judged."""
 
     def __post_init__(self) -> None:
-        _integer("run.workers", self.workers, low=0, high=MOST)
-        _integer("run.threads", self.threads, low=0, high=MOST)
-        _one_of("keep", self.keep, ("final", "all"))
+        integer("run.workers", self.workers, low=0, high=MOST)
+        integer("run.threads", self.threads, low=0, high=MOST)
+        one_of("keep", self.keep, ("final", "all"))
         if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ConfigError(f"unknown device {self.device!r}; choose auto, cpu, cuda or cuda:0")
 
@@ -323,44 +371,6 @@ def _coerce(name: str, value: Any, target: dataclasses.Field[Any]) -> Any:
     if type(value) is not wanted:
         raise ConfigError(f"{name} got {value!r}; it takes {words}")
     return value
-
-
-def _one_of(noun: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
-    if value in to_come:
-        raise ConfigError(f"{noun} {value!r} is not built yet; built are: {', '.join(allowed)}")
-    if value not in allowed:
-        raise unknown(noun, value, allowed)
-
-
-def _some(name: str, values: tuple[str, ...]) -> None:
-    if not values:
-        raise ConfigError(f"{name} is empty; give at least one value")
-
-
-def _distinct(noun: str, values: tuple[str, ...]) -> None:
-    if len(set(values)) < len(values):
-        raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
-
-
-def _integer(name: str, value: int, low: int, high: int | None = None) -> None:
-    if value < low or (high is not None and value > high):
-        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name} got {value}; it takes a whole number {allowed}")
-
-
-def _number(
-    name: str, value: Any, low: float, high: float = math.inf, open_high: bool = False
-) -> None:
-    fine = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high
-        and not (open_high and value == high)
-    )
-    if not fine:
-        top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
-        raise ConfigError(f"{name} got {value!r}; it takes a finite number from {low:g}{top}")
 
 
 def _plain(value: Any) -> Any:

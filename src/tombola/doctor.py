@@ -13,10 +13,13 @@ import torch
 import tombola
 from tombola.data.checks import check_source
 from tombola.errors import UserError
+from tombola.exported.files import HOW, need
 from tombola.metrics.judge_files import cache_dir, find_inception, shipped_judge
 from tombola.registry import DATA
 
 PACKAGES = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "pillow", "matplotlib", "jinja2")
+EXTRA = ("onnx", "onnxruntime", "onnxscript")
+"""What the extra ``onnx`` brings, by the names under which it is imported."""
 
 
 def examine(data_dir: Path | None) -> dict[str, Any]:
@@ -54,13 +57,23 @@ def examine(data_dir: Path | None) -> dict[str, Any]:
             "inception": judge,
             **{name: "shipped" for name in DATA.names() if shipped_judge(name)},
         },
+        "export": {"torch-export": "found", **{name: _extra(name) for name in EXTRA}},
     }
+
+
+def _extra(name: str) -> str:
+    """Whether a module of the extra ``onnx`` can be imported, and how to get it if not."""
+    try:
+        (module,) = need(name)
+    except UserError:
+        return f"not found: export --to onnx and samples from .onnx files need it: {HOW}"
+    return f"found: {getattr(module, '__version__', 'version unknown')}"
 
 
 def lines(found: dict[str, Any]) -> str:
     """What :func:`examine` found, for a terminal."""
     text = [f"device    {found['device']} ({found['cores']} cores)"]
-    for part in ("versions", "data", "judges"):
+    for part in ("versions", "data", "judges", "export"):
         for index, (name, value) in enumerate(found[part].items()):
             text.append(f"{part if index == 0 else '':9} {name:12} {value}")
     return "\n".join(text)

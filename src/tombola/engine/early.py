@@ -20,7 +20,7 @@ from tombola.metrics.features import Judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.runtime import Runtime
 from tombola.tasks.base import Networks, Task
-from tombola.training.trainer import load_weights
+from tombola.training.trainer import load_any_size
 
 TOLERANCE = 0.02
 """A judgement is as good as the best if it is at most this share above it."""
@@ -45,7 +45,7 @@ def course(
     seen = f"{images.sha256}/validation"
     by_step: dict[str, float] = {}
     for step, load in states.items():
-        load_weights(networks, load())
+        load_any_size(networks, load())
         by_step[str(step)] = (
             reconstruction_error(task, networks, reals, runtime)
             if judge is None

@@ -11,12 +11,17 @@ from typing import Any
 
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import Output, resolved, task_name
-from tombola.metrics.statistics import arm_name, search_key
+from tombola.metrics.statistics import OWN_ARMS, arm_name, search_key
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
 from tombola.runs.store import write_atomic
 from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
+
+
+OF_CHANNELS = ("widths", "inputs")
+"""What the manifest of a channel ticket says besides: channels, and what networks are called with.
+"""
 
 
 class Exports:
@@ -40,6 +45,9 @@ class Exports:
     def lineage(self, cell: Cell) -> dict[str, Any]:
         """The manifest of a ticket or model file: what it is and where it comes from."""
         evaluated = self.tables.record(cell.evaluate)
+        key, cut = self.tables.key(cell), self.tables.record(cell.cut) if cell.cut else {}
+        # Masked or cut, an early-bird ticket is one of channels; a thin network is only smaller.
+        smaller = cell.thin or (cell.arm.compress and cell.kind != "dense")
         tables = resolved(self.tables.setting, "")["config"]
         tables["run"] = {
             "threads": self.tables.setting.threads,
@@ -47,17 +55,19 @@ class Exports:
         }
         tables["search"].update(method=[cell.arm.method], rewind=[cell.arm.rewind])
         tables["prune"]["networks"] = [cell.arm.networks]
+        if cell.arm.compress:
+            tables["prune"]["compress"] = [cell.arm.compress]
         tables["train"]["precision"] = [cell.arm.precision]
         return {
             "task": task_name(self.tables.setting),
             "data": self.tables.setting.images.name,
             "data_hash": self.tables.setting.images.sha256,
             "method": cell.arm.method,
-            "granularity": "weight",
+            "granularity": "channel" if smaller else "weight",
             "networks": list(self.tables.setting.parameters),
-            "sparsity": cell.sparsity,
-            "sparsity_all": cell.sparsity_all,
-            "rewind_step": cell.rewind_steps,
+            "sparsity": key["sparsity"],
+            "sparsity_all": key["sparsity_all"],
+            "rewind_step": cut.get("from_step", cell.rewind_steps),
             "seed": cell.seed,
             "round": cell.round,
             "parents": sorted(self.tables.record(cell.train)["parents"].values()),
@@ -68,9 +78,10 @@ class Exports:
             },
             "cost": {
                 "train_flops": 2
-                * self.tables.setting.work.step_macs
+                * self.tables.work_of(cell)[0].step_macs
                 * self.tables.steps_of(self.tables.record(cell.train))
             },
+            **{key: cut[key] for key in OF_CHANNELS if key in cut},
         }
 
     def write_tickets(self) -> None:
@@ -83,14 +94,15 @@ class Exports:
             target = folder / f"seed{cell.seed}-round{cell.round:02d}.safetensors"
             folder.mkdir(parents=True, exist_ok=True)
             ticket = load_ticket(path)
-            save_ticket(target, replace(ticket, manifest=self.lineage(cell)))
+            given = {key: ticket.manifest[key] for key in OF_CHANNELS if key in ticket.manifest}
+            save_ticket(target, replace(ticket, manifest={**given, **self.lineage(cell)}))
 
     def write_models(self, summary: Mapping[str, Any]) -> None:
         """OUT/models: the dense and the best ticket's networks of every seed, or all if asked."""
         everything = self.tables.setting.config.run.keep == "all"
         for cell in self.tables.plan.cells:
             final = self.tables.store.path(cell.train) / "final.safetensors"
-            best = cell.kind == "ticket" and cell.round == self._best_round(cell.arm, summary)
+            best = cell.kind in OWN_ARMS and cell.round == self._best_round(cell.arm, summary)
             if final.exists() and (everything or cell.kind == "dense" or best):
                 folder = self._folder("models", cell.arm)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +119,8 @@ class Exports:
         key = next((search_key(row) for row in self.rows_of(arm)), None)
         verdict = (summary["arms"].get(arm_name(key), {}) if key else {}).get(summary["primary"])
         wanted = verdict and (verdict["sparsity"] or verdict["matches_up_to"])
-        rounds = {c.sparsity: c.round for c in tickets(self.tables.plan) if c.arm == arm}
+        own = [c for c in tickets(self.tables.plan) if c.arm == arm]
+        rounds = {self.tables.key(c)["sparsity"]: c.round for c in own}
         first = min(rounds.values(), default=0)
         return rounds.get(wanted, first) if wanted else first
 
@@ -139,7 +152,8 @@ class Exports:
             where = {
                 k: v
                 for k, v in self.tables.key(cell).items()
-                if k in ("method", "arm", "networks", "rewind_steps", "seed", "round")
+                if k in ("method", "arm", "networks", "rewind_steps", "compress", "seed", "round")
+                and (v is not None or k != "compress")
             }
             lines += [{**where, **row} for row in record.get("log", [])]
             course = self.tables.record(cell.evaluate).get("course", {}).get("by_step", {})

@@ -32,7 +32,7 @@ from tombola.metrics.scores import active_units, inception_score
 from tombola.runtime import Runtime, rng
 from tombola.tasks.base import Networks, Shape, Task
 from tombola.training.checkpoint import load_weights_file
-from tombola.training.trainer import load_weights, prepare
+from tombola.training.trainer import load_any_size, prepare
 
 BATCH = 500
 """Images judged at once; fixed, so that equal networks give equal numbers."""
@@ -72,7 +72,7 @@ def evaluate(
     networks = networks_in_eval(task, tuple(config["data"]["shape"]), runtime)
     by_step: dict[str, dict[str, float]] = {}
     for step, load in weights.items():
-        load_weights(networks, load())
+        load_any_size(networks, load())
         by_step[str(step)], n_of, made = _measure(task, networks, reals, latents, eye, runtime)
     last = max(weights)
     names = by_step[str(last)]

@@ -29,9 +29,13 @@ FIRST = {
     "rewind": 1,
     "scores": 2,
     "mask": 2,
+    "cut": 2,
+    "thin": 2,
+    "overlap": 3,
     "evaluate": 3,
     "floor": 3,
     "judge": 4,
+    "watch": 5,
     "train": 5,
 }
 """Which kind of ready run goes first: the short ones, which others wait for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tombola.training.checkpoint import save_state
 from tombola.training.trainer import Trainer
@@ -30,6 +31,8 @@ class Loop:
     ) -> None:
         self.trainer, self.progress, self.path = trainer, progress, path
         self.seconds = seconds
+        self.extra: Callable[[], dict[str, Any]] = dict
+        """What else a checkpoint's manifest has."""
         self._lap = self._saved = self._told = time.perf_counter()
         self._told_step = first
 
@@ -41,7 +44,7 @@ class Loop:
             self._tell(now)
         if now - self._saved > CHECKPOINT_SECONDS:
             self.close()
-            save_state(self.path, self.trainer, {"seconds": self.seconds})
+            save_state(self.path, self.trainer, {"seconds": self.seconds, **self.extra()})
             self._saved = time.perf_counter()
 
     def close(self) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 import tombola
+from tombola.engine.watched import watched
 from tombola.metrics.stability import stability
 from tombola.metrics.statistics import (
+    OWN_ARMS,
     SearchKey,
     arm_name,
     metric_kind,
@@ -23,7 +25,7 @@ from tombola.metrics.statistics import (
 )
 from tombola.recipes.cells import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting
-from tombola.recipes.trial import task_options
+from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, write_json
@@ -139,6 +141,7 @@ class Output:
 
     def key(self, cell: Cell) -> dict[str, Any]:
         """The columns that say which training a row is about."""
+        made = self.record(cell.cut) if cell.cut else {}
         return {
             "task": task_name(self.setting),
             "data": self.setting.images.name,
@@ -147,10 +150,11 @@ class Output:
             "networks": cell.arm.networks.replace(",", "+"),
             "rewind_steps": cell.rewind_steps,
             "precision": cell.arm.precision,
+            "compress": float(cell.arm.compress) if cell.arm.compress else None,
             "seed": cell.seed,
             "round": cell.round,
-            "sparsity": cell.sparsity,
-            "sparsity_all": cell.sparsity_all,
+            "sparsity": made.get("sparsity", cell.sparsity),
+            "sparsity_all": made.get("sparsity_all", cell.sparsity_all),
         }
 
     def rows(self) -> Iterator[Row]:
@@ -179,13 +183,11 @@ class Output:
         """One row a training: its own work, and the work that had to be done before it."""
         flops = 2 * self.setting.work.step_macs
         for cell in self.plan.cells:
-            work = cell.thin.work if cell.thin else self.setting.work
-            whole = sum(self.setting.parameters.values())
-            total = cell.thin.parameters if cell.thin else whole
-            left = total - (cell.pool - cell.kept) if cell.pool and cell.ticket else total
             trained = self.record(cell.train)
             if "not_run" in trained:
                 continue
+            work, total = self.work_of(cell)
+            left = total - (cell.pool - cell.kept) if cell.pool and cell.ticket else total
             before = [self.record(name) for name in cell.before]
             final = self.store.path(cell.train) / "final.safetensors"
             yield CostRow(
@@ -201,26 +203,35 @@ class Output:
                 macs_per_sample=work.sample_macs,
                 parameters=total,
                 nonzero_parameters=left,
-                ticket_bytes=_size(self.ticket_path(cell)) if cell.kind == "ticket" else None,
+                ticket_bytes=_size(self.ticket_path(cell)) if cell.kind in OWN_ARMS else None,
                 model_bytes=_size(final),
                 peak_memory_bytes=trained.get("peak_memory_bytes"),
             )
 
+    def work_of(self, cell: Cell) -> tuple[Work, int]:
+        """The work of a cell's networks, and their parameters."""
+        if cell.thin is not None:
+            return cell.thin.work, cell.thin.parameters
+        record = self.record(cell.train)
+        if "work" in record:
+            return Work(**record["work"]), record["parameters"]
+        return self.setting.work, sum(self.setting.parameters.values())
+
     def steps_of(self, record: Mapping[str, Any]) -> int:
         """How many steps a training took itself."""
         config = record["config"]
-        end = int(record.get("diverged", config["steps"]))
-        return end - int(config.get("from_step", 0))
+        end = int(record.get("diverged", record.get("steps", config["steps"])))
+        return end - int(record.get("from_step", config.get("from_step", 0)))
 
     def summary(
         self, rows: list[Row], costs: list[CostRow], runs: Mapping[str, int]
     ) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
         config = self.setting.config
-        searches = list(dict.fromkeys(search_key(row) for row in rows if row.arm == "ticket"))
+        searches = list(dict.fromkeys(search_key(row) for row in rows if row.arm in OWN_ARMS))
         verdicts = summarise(
             rows,
-            controls=list(config.search.controls),
+            controls={m: config.search.controls_of(m) for m in config.search.method},
             margins=dict(config.verdict.margins),
             searches=searches,
         )
@@ -237,6 +248,7 @@ class Output:
             "collapsed": dict(self._collapsed()),
             "convergence": self._convergence(verdicts["primary"]),
             "stability": self._stability(verdicts["primary"], rows, searches),
+            "early_bird": watched(self.plan, self.record, self.arm_label),
             "sampling_sd": self._sampling_sd(),
             "floor": self.record(self.plan.floor)["values"] if self.plan.floor else {},
             "judge": self._network_behind(self.setting.judge),
@@ -292,7 +304,7 @@ class Output:
         changes: dict[str, list[float]] = {}
         last = max((cell.round for cell in self.plan.cells), default=0)
         for cell in self.plan.cells:
-            if cell.kind not in ("dense", "ticket") or cell.round not in (0, last):
+            if cell.kind not in ("dense", *OWN_ARMS) or cell.round not in (0, last):
                 continue
             steps = self.record(cell.evaluate).get("by_step", {})
             path = [steps[k].get(primary) for k in sorted(steps, key=int)]
@@ -307,8 +319,11 @@ class Output:
         """How much the ticket varies over seeds against dense and each control, by search."""
         if primary is None:
             return {}
-        against = ("dense", *self.setting.config.search.controls)
-        found = {arm_name(key): stability(rows, primary, key, against) for key in searches}
+        asked = self.setting.config.search.controls_of
+        found = {
+            arm_name(key): stability(rows, primary, key, ("dense", *asked(key.method)))
+            for key in searches
+        }
         return {name: arms for name, arms in found.items() if arms}
 
     def _sampling_sd(self) -> dict[str, float]:
@@ -340,7 +355,7 @@ class Output:
         """The arm's folder name, which also stands for it in summary.json."""
         return arm.folder(self._rewind(arm), len(self.setting.config.train.precision) > 1)
 
-    def _rewind(self, arm: Arm) -> int:
+    def _rewind(self, arm: Arm) -> int | None:
         return next(c.rewind_steps for c in self.plan.cells if c.arm == arm)
 
     def ticket_path(self, cell: Cell) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tombola.data.batches import Batches
@@ -16,11 +15,8 @@ from tombola.sparsity.at_init import Losses, grasp, select, snip, synflow
 from tombola.sparsity.criteria import random_scores
 from tombola.sparsity.masks import Masks, ones, prunable
 from tombola.tasks.base import Networks, Task
-from tombola.training.scoring import Scored
+from tombola.training.scoring import Scored, inputs_of
 from tombola.training.trainer import prepare
-
-PROBE = 2
-"""Blank images with which SynFlow learns what each network is called with."""
 
 
 def scores_of(
@@ -69,8 +65,6 @@ def mask_at_init(
     pool = prunable(networks, names, config["exclude"])
     if scores is not None:
         return select({key: scores[key] for key in pool}, config["keep"], among)
-    blank = torch.zeros(PROBE, *config["shape"])
-    blind = Batches(blank.to(torch.uint8), PROBE, 0)
-    inputs = Scored(task, networks, blind, config["seed"]).inputs(blank)
+    inputs = inputs_of(task, networks, tuple(config["shape"]))
     pruned = {n: net for n, net in networks.items() if any(k.startswith(f"{n}.") for k in pool)}
     return synflow(pruned, inputs, config["keep"], among or ones(pool))

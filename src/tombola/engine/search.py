@@ -31,6 +31,7 @@ EXTENDABLE = {
     ("search", "method"),
     ("search", "rewind"),
     ("prune", "networks"),
+    ("prune", "compress"),
     ("train", "precision"),
     ("run", "workers"),
     ("run", "keep"),

@@ -12,10 +12,11 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tombola.engine import classifier
+from tombola.engine import classifier, early_bird
 from tombola.engine.context import Context, commit, diverged
 from tombola.engine.early import course
 from tombola.engine.judging import (
@@ -52,16 +53,17 @@ def train(node: Node, context: Context) -> None:
         commit(node, context, {"not_run": True})
         return
     trainer = trainer_of(config, context, node)
+    first, total = trainer.step, trainer.settings.total_steps
+    made = _smaller(node, context) | {"from_step": first, "steps": total}
     seconds = 0.0
     checkpoint = part / "checkpoint.safetensors"
     if checkpoint.exists():
         tensors, manifest = load_state(checkpoint)
         trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
-    total = config["steps"]
     judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
-    loop = Loop(trainer, context.progress, checkpoint, seconds, config.get("from_step", 0))
+    loop = Loop(trainer, context.progress, checkpoint, seconds, first)
     try:
         while True:
             if trainer.step in kept:
@@ -82,18 +84,30 @@ def train(node: Node, context: Context) -> None:
                 "seconds": loop.seconds,
                 "why": str(error),
                 "log": trainer.log,
+                **made,
             },
         )
         return
     loop.close()
+    # What was cut or thinned has another number of steps than the plan could know.
+    context.progress(max(0, node.steps - (total - first)))
     os.replace(part / f"judge-{total}.safetensors", part / "final.safetensors")
     checkpoint.unlink(missing_ok=True)
     memory = _peak_memory_bytes(trainer.settings.runtime.device)
     commit(
         node,
         context,
-        {"seconds": loop.seconds, "log": trainer.log, "peak_memory_bytes": memory},
+        {"seconds": loop.seconds, "log": trainer.log, "peak_memory_bytes": memory, **made},
     )
+
+
+def _smaller(node: Node, context: Context) -> dict[str, Any]:
+    """What the record of a network that was cut or thinned says beside what all say."""
+    for role in ("cut", "thin"):
+        if role in node.parents:
+            record = context.store.record(node.parents[role])
+            return {key: record[key] for key in ("parameters", "work")}
+    return {}
 
 
 def judge(node: Node, context: Context) -> None:
@@ -114,7 +128,10 @@ def evaluation(node: Node, context: Context) -> None:
         commit(node, context, {kind: record.get("diverged", True)})
         return
     start = time.perf_counter()
-    config = node.config
+    training = context.store.record(node.parents["train"])
+    family = context.make_task(node.config).family
+    steps = node.config["steps"] or judged_steps(family, training["steps"])
+    config = {**node.config, "steps": steps}
     trained = context.store.path(node.parents["train"])
     runtime = context.runtime(config)
     last = max(config["steps"])
@@ -130,7 +147,7 @@ def evaluation(node: Node, context: Context) -> None:
         # Weights can be finite and what they make not: no number stands for such a network.
         record = {"diverged": record["step"], "why": f"not finite: {', '.join(bad)}"}
     elif config["validation_samples"] and len(images.splits["validation"]) > 1:
-        begun = context.store.record(node.parents["train"])["config"].get("from_step", 0)
+        begun = training.get("from_step", training["config"].get("from_step", 0))
         states = {s: JudgedState(trained, s, last) for s in course_steps(last, begun)}
         judge = open_judge(config["judge"], images.name, judges.get("judge"), str(runtime.device))
         record["course"] = course(config, task, images, runtime, states, judge)
@@ -174,4 +191,8 @@ STAGES: dict[str, Callable[[Node, Context], None]] = {
     "judge": judge,
     "evaluate": evaluation,
     "floor": floor,
+    "watch": early_bird.watch,
+    "cut": early_bird.cut,
+    "overlap": early_bird.overlaps,
+    "thin": early_bird.thin,
 }

@@ -7,31 +7,51 @@ from typing import Any
 
 from tombola.data.batches import Batches
 from tombola.engine.context import Context
+from tombola.recipes.thin import thin_networks
 from tombola.runs.plan import Node
 from tombola.runtime import rng, seed_everything
+from tombola.sparsity.compact import compact
+from tombola.sparsity.cutting import resize
 from tombola.sparsity.masks import Masks, erk, shuffle
 from tombola.sparsity.tickets import Ticket, load_ticket
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import load_state
-from tombola.training.trainer import Settings, Trainer
+from tombola.training.trainer import Settings, Trainer, named_state
 
 
 def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -> Trainer:
     """The trainer of a train node at its first step: networks, masks and start weights in place."""
     runtime = context.runtime(config)
+    parents = node.parents if node is not None else {}
+    thin = context.store.record(parents["thin"]) if "thin" in parents else {}
+    if "options" in thin:
+        config = {**config, "task": {**config["task"], "options": thin["options"]}}
     task = context.make_task(config)
     shape = tuple(config["data"]["shape"])
     seed, start = config["seed"], config["start"]
     seed_everything(seed, f"init-{config['draw']}" if "draw" in config else "init")
-    networks: Networks = task.networks(shape)
+    networks: Networks
+    networks = thin_networks(task, shape, thin["plan"]) if "plan" in thin else task.networks(shape)
+    if "cut" in parents:
+        state = load_state(context.store.path(parents["cut"]) / "state.safetensors")
+        shapes = {k: v.shape for k, v in state[0].items() if k.startswith("network.")}
+        resize(networks, {k.removeprefix("network."): v for k, v in shapes.items()})
     masks = None
     ticket: Ticket | None = None
     if node is not None and "ticket" in node.parents:
         ticket = load_ticket(context.store.path(node.parents["ticket"]) / "ticket.safetensors")
-        masks = _control_masks(start, ticket, config)
+        if start == "compact":
+            ticket.start(networks)
+            networks = compact(networks, ticket)
+            ticket.weights = named_state(networks)
+        else:
+            masks = _control_masks(start, ticket, config, networks)
     batches = Batches(context.images(shape).splits["train"], task.batch_size, seed, runtime.device)
-    settings = Settings(runtime=runtime, seed=seed, total_steps=config["steps"], ema=config["ema"])
+    steps = thin.get("steps", config["steps"])
+    settings = Settings(runtime=runtime, seed=seed, total_steps=steps, ema=config["ema"])
     trainer = Trainer(task, networks, batches, settings, masks)
+    if "cut" in parents:
+        trainer.rewind(*state, optimizer=True)
     if "from_step" in config:
         assert node is not None
         assert ticket is not None
@@ -39,13 +59,15 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
     return trainer
 
 
-def _control_masks(start: str, ticket: Ticket, config: Mapping[str, Any]) -> Masks:
+def _control_masks(
+    start: str, ticket: Ticket, config: Mapping[str, Any], networks: Networks
+) -> Masks:
     if start == "shuffle":
         return shuffle(ticket.masks, derive(config))
     if start == "erk":
         keep = sum(int(m.sum()) for m in ticket.masks.values())
         return erk({name: tuple(m.shape) for name, m in ticket.masks.items()}, keep, derive(config))
-    return ticket.masks
+    return ticket.held(networks)
 
 
 def derive(config: Mapping[str, Any]) -> int:

@@ -13,6 +13,10 @@ from tombola.metrics.intervals import ALPHA_CONTROL, LEAST_SEEDS, bounds, holm, 
 from tombola.metrics.rules import rule_of
 
 DEFAULT_CONTROLS = ("reinit", "shuffle")
+CHANNEL_CONTROLS = ("random-channels", "thin-flops", "thin-parameters")
+"""What a smaller network must beat to win: its own widths at random, and thin dense networks."""
+OWN_ARMS = ("ticket", "compact")
+"""The arms that a search is about: tickets of single weights, and networks cut smaller."""
 
 
 class Measurement(Protocol):
@@ -61,6 +65,16 @@ def search_key(row: Measurement) -> SearchKey:
     return SearchKey(row.method, row.networks, row.rewind_steps, row.precision, row.compress)
 
 
+def own_arm(key: SearchKey) -> str:
+    """The arm that a search is about."""
+    return "compact" if key.method == "early-bird" else "ticket"
+
+
+def needed_of(arm: str) -> tuple[str, ...]:
+    """The controls that an arm must beat to win, of those that were asked for."""
+    return CHANNEL_CONTROLS if arm == "compact" else DEFAULT_CONTROLS
+
+
 @dataclass
 class Losses:
     """One metric of one search as losses (lower = better): arm -> round -> seed; inf = diverged."""
@@ -79,15 +93,19 @@ class Losses:
         return [v - self.dense[s] for s, v in sorted(self.at(arm, number).items())]
 
 
-def gather(rows: Iterable[Measurement], metric: str, key: SearchKey, arm: str) -> Losses:
-    """The losses of one search; arms other than the ticket may leave columns of the key empty."""
+def gather(rows: Iterable[Measurement], metric: str, key: SearchKey) -> Losses:
+    """The losses of one search; arms other than the ticket may leave columns of the key empty.
+
+    The sparsity of a level is the first seed's: smaller networks differ a little from seed to seed.
+    """
+    arm = own_arm(key)
     rule = rule_of(metric)
     assert rule is not None
     sign = 1.0 if rule.better == "lower" else -1.0
     found, losses = Losses(), dict[tuple[str, int, int], tuple[int, float]]()
     diverged, not_run = set[tuple[str, int, int]](), set[tuple[str, int, int]]()
     for row in rows:
-        if not belongs(row, key, arm):
+        if not belongs(row, key):
             continue
         run = (row.arm, 0 if row.arm == "dense" else row.round, row.seed)
         if row.arm == arm:
@@ -115,10 +133,10 @@ def gather(rows: Iterable[Measurement], metric: str, key: SearchKey, arm: str) -
     return found
 
 
-def belongs(row: Measurement, key: SearchKey, arm: str = "ticket") -> bool:
+def belongs(row: Measurement, key: SearchKey) -> bool:
     """Whether a row is of this search: its tickets, its controls or the dense runs behind it."""
-    if row.arm == arm:
-        return search_key(row) == key
+    if row.arm in OWN_ARMS:
+        return row.arm == own_arm(key) and search_key(row) == key
     if row.arm == "dense":  # trained once for all searches of its precision
         return row.precision in ("", key.precision)
     return all(
@@ -187,7 +205,7 @@ def read_levels(
                 "d_mean": own["d_mean"],
                 "diverged": own["diverged"],
             }
-    needed = [name for name in DEFAULT_CONTROLS if name in controls]
+    needed = [name for name in needed_of(arm) if name in controls]
     for level in levels:
         beaten = all(level["controls"][name]["worse"] for name in needed)
         level["wins"] = level["state"] == "matches" and bool(needed) and beaten

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tombola.metrics.levels import needed_of
+
 
 def sentence(verdict: Mapping[str, Any]) -> str:
     """One sentence for a verdict of ``statistics.verdict``; names are as they came, unescaped."""
@@ -17,6 +19,12 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         return _not_enough(verdict)
     if state.startswith("matches"):
         so_do = [n for n, c in verdict["controls"].items() if c["state"] == "not worse"]
+        thin = [name for name in so_do if name.startswith("thin-")]
+        if verdict["arm"] == "compact" and thin:
+            return (
+                f"{_matching(verdict)}, but so does {_and(thin)}: train the thin network, no "
+                f"search is needed{_then_worse(verdict)}."
+            )
         verb = "does" if len(so_do) == 1 else "do"
         return (
             f"{_matching(verdict)}, but so {verb} {_and(so_do)}: "
@@ -24,8 +32,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         )
     if reason == "no controls":
         return (
-            f"{_matching(verdict)}, but without the controls reinit or shuffle a match cannot be "
-            f"told from a win{_then_worse(verdict)}."
+            f"{_matching(verdict)}, but without the controls {_or(needed_of(verdict['arm']))} a "
+            f"match cannot be told from a win{_then_worse(verdict)}."
         )
     if reason == "controls undecided":
         open_ones = [n for n, c in verdict["controls"].items() if c["state"] == "undecided"]
@@ -132,6 +140,11 @@ def _divergence(verdict: Mapping[str, Any], sparsity: float) -> str:
 
 def _metric(verdict: Mapping[str, Any]) -> str:
     return str(verdict["metric"]).replace("_", " ")
+
+
+def _or(names: Sequence[str]) -> str:
+    """a, b or c."""
+    return " or ".join(", ".join(names).rsplit(", ", 1))
 
 
 def _and(names: Sequence[str]) -> str:

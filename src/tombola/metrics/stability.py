@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tombola.metrics.levels import Losses, Measurement, SearchKey, gather
+from tombola.metrics.levels import Losses, Measurement, SearchKey, gather, own_arm
 
 LEAST_SEEDS = 10
 """With fewer seeds a ratio of deviations is undecided, whatever its interval."""
@@ -30,10 +30,10 @@ def stability(
     95% of 2,000 draws of seeds with replacement. States: *more stable*, *less stable*, *undecided*
     (also with fewer than ten seeds). Arms without three common seeds or a deviation are left out.
     """
-    losses = gather(rows, metric, key, "ticket")
+    losses = gather(rows, metric, key)
     found = {}
     for arm in arms:
-        tables = _common(losses, arm)
+        tables = _common(losses, own_arm(key), arm)
         if tables is None:
             continue
         seeds = tables[0].shape[1]
@@ -56,9 +56,9 @@ def stability(
     return found
 
 
-def _common(losses: Losses, arm: str) -> tuple[Array, Array] | None:
+def _common(losses: Losses, own: str, arm: str) -> tuple[Array, Array] | None:
     """Values (levels, seeds) of the ticket and of an arm, on the seeds that are whole in both."""
-    tickets = losses.arms.get("ticket", {})
+    tickets = losses.arms.get(own, {})
     others = {0: losses.dense} if arm == "dense" else losses.arms.get(arm, {})
     levels = sorted(tickets) if arm == "dense" else sorted(set(tickets) & set(others))
     if not levels or not others:

@@ -32,12 +32,15 @@ from tombola.metrics.intervals import (
 )
 from tombola.metrics.levels import (
     DEFAULT_CONTROLS,
+    OWN_ARMS,
     Losses,
     Measurement,
     SearchKey,
     belongs,
     gather,
+    needed_of,
     number_or_none,
+    own_arm,
     read_levels,
     search_key,
 )
@@ -54,6 +57,7 @@ from tombola.metrics.sentences import sentence
 __all__ = [
     "CURVE_ONLY",
     "DEFAULT_CONTROLS",
+    "OWN_ARMS",
     "Rule",
     "SearchKey",
     "arm_name",
@@ -76,9 +80,9 @@ def arm_name(key: SearchKey) -> str:
     return name if key.compress is None else f"{name}/c{key.compress:g}"
 
 
-def searches_in(rows: Iterable[Measurement], arm: str = "ticket") -> list[SearchKey]:
+def searches_in(rows: Iterable[Measurement]) -> list[SearchKey]:
     """The searches whose tickets are among the rows, in order of appearance."""
-    return list(dict.fromkeys(search_key(row) for row in rows if row.arm == arm))
+    return list(dict.fromkeys(search_key(row) for row in rows if row.arm in OWN_ARMS))
 
 
 def _gap(losses: Losses, levels: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -90,12 +94,14 @@ def _gap(losses: Losses, levels: Sequence[Mapping[str, Any]]) -> tuple[float, fl
     return None
 
 
-def _decide(levels: Sequence[Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
+def _decide(
+    levels: Sequence[Mapping[str, Any]], controls: Sequence[str], arm: str
+) -> dict[str, Any]:
     """The state over all levels, read upwards up to the first that is worse."""
     worse = [i for i, level in enumerate(levels) if level["state"] == "worse"]
     below = levels[: worse[0]] if worse else levels
     first_worse = levels[worse[0]]["sparsity"] if worse else None
-    needed = [name for name in DEFAULT_CONTROLS if name in controls]
+    needed = [name for name in needed_of(arm) if name in controls]
     wins = [level for level in below if level["wins"]]
     matching = [level for level in below if level["state"] == "matches"]
     headline = (wins or matching or list(below) or list(levels))[-1 if below else 0]
@@ -134,7 +140,6 @@ def verdict(
     controls: Sequence[str] | None = None,
     margin: float | None = None,
     search: SearchKey | None = None,
-    arm: str = "ticket",
 ) -> dict[str, Any]:
     """The verdict on one metric of one search (default: the first among the rows), JSON-ready.
 
@@ -148,10 +153,10 @@ def verdict(
     if rule is None:
         raise ConfigError(f"metric {metric!r} has no direction, so it has a curve but no verdict")
     rows = list(rows)
-    key = search or next(iter(searches_in(rows, arm)), SearchKey("", "", None, "", None))
-    losses = gather(rows, metric, key, arm)
+    key = search or next(iter(searches_in(rows)), SearchKey("", "", None, "", None))
+    losses, arm = gather(rows, metric, key), own_arm(key)
     if controls is None:
-        controls = [name for name in DEFAULT_CONTROLS if name in losses.arms]
+        controls = [name for name in needed_of(arm) if name in losses.arms]
     seeds = sorted({s for number in losses.sparsity for s in losses.at(arm, number)})
     dense = [losses.dense[seed] for seed in seeds]
     loss = sum(dense) / len(dense) if dense else math.nan
@@ -163,11 +168,12 @@ def verdict(
     if len(seeds) < LEAST_SEEDS:
         result["state"] = "not enough runs"
     else:
-        result |= _decide(levels, controls)
+        result |= _decide(levels, controls, arm)
         if gap is not None and width > gap[0] / 2:
             result |= {"state": "undecided", "reason": "margin too wide", **empty}
     result |= {
         "metric": metric,
+        "arm": arm,
         "better": rule.better,
         "margin": number_or_none(width),
         "margin_share": rule.margin if rule.share else None,
@@ -188,32 +194,32 @@ def verdict(
 def summarise(
     rows: Iterable[Measurement],
     *,
-    controls: Sequence[str] | None = None,
+    controls: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
     primary: str | None = None,
     margins: Mapping[str, float] | None = None,
     searches: Sequence[SearchKey] = (),
-    arm: str = "ticket",
 ) -> dict[str, Any]:
     """Every verdict of a results.csv: {"verdicts": {metric: ...}, "primary", "arms"}.
 
     ``verdicts`` are those of the first search, ``arms`` maps each search's ``arm_name`` to its own.
+    ``controls``: those asked for, of all searches or by method.
     ``searches`` gives their order (default: of appearance). ``primary`` names a metric or a kind;
     by default a Frechet distance, else the reconstruction error, else the ELBO; null without any.
     """
     rows = list(rows)
     arms: dict[str, dict[str, Any]] = {}
-    for key in searches or searches_in(rows, arm):
-        own = [row for row in rows if belongs(row, key, arm)]
-        judged = {row.metric for row in own if row.arm in ("dense", arm)}
+    for key in searches or searches_in(rows):
+        own = [row for row in rows if belongs(row, key)]
+        judged = {row.metric for row in own if row.arm in ("dense", *OWN_ARMS)}
+        asked = controls[key.method] if isinstance(controls, Mapping) else controls
         metrics = sorted(metric for metric in judged if rule_of(metric, margins))
         arms[arm_name(key)] = {
             metric: verdict(
                 own,
                 metric,
-                controls=controls,
+                controls=asked,
                 margin=_overriding(metric, margins),
                 search=key,
-                arm=arm,
             )
             for metric in metrics
         }

@@ -20,11 +20,14 @@ class Arm:
     networks: str
     rewind: str
     precision: str
+    compress: str = ""
+    """Share of the channels that early-bird removes; empty for other methods."""
 
-    def folder(self, rewind_steps: int, several_precisions: bool) -> str:
+    def folder(self, rewind_steps: int | None, several_precisions: bool) -> str:
         """The arm's folder name under tickets/ and samples/ when there are several arms."""
+        where = f"c{float(self.compress):g}" if self.compress else f"r{rewind_steps}"
         end = f"-{self.precision}" if several_precisions else ""
-        return f"{self.method}-{self.networks.replace(',', '+')}-r{rewind_steps}{end}"
+        return f"{self.method}-{self.networks.replace(',', '+')}-{where}{end}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Cell:
     """dense, ticket, reinit, ..."""
     seed: int
     round: int
-    rewind_steps: int
+    rewind_steps: int | None
+    """None where nothing is rewound: early-bird."""
     kept: int
     pool: int
     sparsity: float
@@ -49,6 +53,8 @@ class Cell:
     """Runs that had to be done before to get this ticket: trainings, or scoring (search cost)."""
     thin: Thin | None = None
     """The thinner network that was trained, where it is not the task's own."""
+    cut: str | None = None
+    """The run that cut channels: its record has the sparsity, which no plan can know."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +68,8 @@ class Plan:
     """Evaluations of one dense network with other sampling seeds."""
     floor: str | None = None
     """The judgement of training images in the place of samples, where samples are compared."""
+    watches: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Cut -> its watch, and the comparison of its channels with those at the end of training."""
 
 
 def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:
@@ -87,4 +95,4 @@ def _spaced(points: Iterable[int], total_steps: int) -> tuple[int, ...]:
 
 def tickets(plan: Plan) -> Iterator[Cell]:
     """The cells whose ticket is written out: one a seed and round."""
-    return (cell for cell in plan.cells if cell.kind == "ticket")
+    return (cell for cell in plan.cells if cell.kind in ("ticket", "compact"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +28,16 @@ class Chain:
         self.setting, self.plan, self.arm, self.seed = setting, plan, arm, seed
         self.judges = judges
         self.base = setting.base(arm.precision)
-        self.rewind_steps = setting.rewind_step(arm.rewind)
+        self.rewind_steps: int | None = setting.rewind_step(arm.rewind)
         self.restore = setting.config.search.optimizer_at_rewind == "restore"
         self.rewound = ""
 
     def build(self) -> None:
         """Dense run, then level by level the ticket and its controls."""
+        if self.arm.method == "early-bird":
+            self.rewind_steps = None
+            self.early_bird(self.dense_cell())
+            return
         first = self.dense_cell()
         self.rewound = self.add(
             "rewind",
@@ -79,10 +84,54 @@ class Chain:
             parents, scored = {**parents, "previous": ticket}, (*scored, ticket)
             self.ticket_and_controls(level, ticket, scored)
 
+    def early_bird(self, dense: str) -> None:
+        """Watch a training until its channels have settled, cut, go on small; the opponents."""
+        prune, share = self.setting.config.prune, self.arm.compress
+        rule = {
+            key: getattr(prune, key) for key in ("settle", "rule", "delta", "scale_l1", "floor")
+        }
+        config = {
+            **self.base,
+            **rule,
+            "start": "dense",
+            "prune": list(split_networks(self.arm.networks)),
+            "compress": list(prune.compress),
+            "draw_steps": math.ceil(prune.draw_epochs * self.setting.epoch_steps),
+        }
+        half = self.setting.steps // 2
+        watch = self.add("watch", config, {}, half, "early-bird search")
+        same = {"watch": watch, "dense": dense}
+        overlap = self.add("overlap", {"compress": share}, same, 0, "overlap with the end")
+        cut = self._cut("ticket", watch)
+        self.plan.watches[cut] = {"watch": watch, "overlap": overlap}
+        for kind in ("compact", *self.setting.config.search.controls_of("early-bird")):
+            parents = {"cut": cut}
+            if kind == "random-channels":
+                parents = {"cut": self._cut("random", watch)}
+            elif kind != "compact":
+                asked = {**self.base, "match": kind.removeprefix("thin-")}
+                label = f"size of {kind} for {share}"
+                parents = {"thin": self.add("thin", asked, {"cut": cut}, 0, label)}
+            config = {**self.base, "start": kind}
+            label = f"{kind} of {share}"
+            train = self.add("train", config, parents, self.setting.steps, label)
+            own = parents.get("cut")
+            self.cell(kind, 1, train, ticket=own, before=(own,) if own else (), cut=cut)
+
+    def _cut(self, channels: str, watch: str) -> str:
+        config = {
+            "compress": self.arm.compress,
+            "channels": channels,
+            "round_to": self.setting.config.prune.round_to,
+            "data": self.base["data"],
+        }
+        label = f"cut of {self.arm.compress}, {channels} channels"
+        return self.add("cut", config, {"watch": watch}, 0, label)
+
     def ticket_and_controls(self, level: int, ticket: str, before: tuple[str, ...]) -> str:
         """The ticket's training and those of the controls that have its mask; the former's run."""
         trained = self.trained("ticket", level, ticket, before)
-        for control in self.setting.config.search.controls:
+        for control in self.setting.config.search.controls_of(self.arm.method):
             if control in OPPONENTS:
                 self.opponent(control, level, before)
             elif control != "reinit-chain":
@@ -112,7 +161,7 @@ class Chain:
     def dense_cell(self) -> str:
         """The dense training of this seed and its judgement."""
         train = self.add("train", {**self.base, "start": "dense"}, {}, self.setting.steps, "dense")
-        self.cell("dense", 0, train, None, ())
+        self.cell("dense", 0, train)
         return train
 
     def mask(self, level: int, source: str, previous: str | None) -> str:
@@ -139,7 +188,7 @@ class Chain:
         config: dict[str, Any] = {**self.base, "start": kind}
         parents = {"ticket": ticket}
         steps = self.setting.steps
-        if fresh:
+        if fresh or self.rewind_steps is None:
             config["draw"] = f"{kind}/{level}"
         else:
             config["from_step"] = self.rewind_steps
@@ -150,7 +199,7 @@ class Chain:
             if kind == "shuffle":
                 config["draw"] = f"shuffle/{level}"
         train = self.add("train", config, parents, steps, f"{kind} of level {level}")
-        self.cell(kind, level, train, ticket, before)
+        self.cell(kind, level, train, ticket=ticket, before=before)
         return train
 
     def opponent(self, kind: str, level: int, before: tuple[str, ...]) -> None:
@@ -164,22 +213,24 @@ class Chain:
             thin = self.setting.thin(self.arm.networks, level)
             config["task"] = {**config["task"], "options": dict(thin.options)}
         train = self.add("train", config, {}, steps, f"{kind} of level {level}")
-        self.cell(kind, level, train, None, (), thin)
+        self.cell(kind, level, train, thin=thin)
 
     def cell(
         self,
         kind: str,
         level: int,
         train: str,
-        ticket: str | None,
-        before: tuple[str, ...],
+        *,
+        ticket: str | None = None,
+        before: tuple[str, ...] = (),
         thin: Thin | None = None,
+        cut: str | None = None,
     ) -> None:
         """Judge a trained network and give it its place in the table."""
         setting = self.setting
         evaluate = evaluation(setting, self.plan.graph, train, self.judges, self.seed, 0)
         pool = setting.pools.get(self.arm.networks, 0)
-        kept = setting.kept(self.arm.networks, level) if pool else 0
+        kept = setting.kept(self.arm.networks, 0 if cut else level) if pool else 0
         sparsity, sparsity_all = setting.sparsities(self.arm.networks, kept) if pool else (0.0, 0.0)
         self.plan.cells.append(
             Cell(
@@ -197,6 +248,7 @@ class Chain:
                 ticket=ticket,
                 before=before,
                 thin=thin,
+                cut=cut,
             )
         )
 
@@ -217,7 +269,10 @@ def evaluation(
     config = {
         "task": training.config["task"],
         "data": training.config["data"],
-        "steps": list(judged_steps(setting.task.family, training.config["steps"])),
+        # How long a thinned network is trained is known only when the ticket is.
+        "steps": []
+        if "thin" in training.parents
+        else list(judged_steps(setting.task.family, training.config["steps"])),
         "judge": dict(setting.judge) if setting.judge else None,
         "classifier": dict(setting.classifier) if setting.classifier else None,
         "samples": setting.config.judge.samples,

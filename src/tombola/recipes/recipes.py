@@ -12,21 +12,32 @@ from tombola.recipes.chain import Chain, evaluation
 from tombola.recipes.setting import Setting
 from tombola.runs.plan import Graph, Node
 
+NO_REWIND = (*AT_INIT, "early-bird")
+"""Methods of which nothing is rewound."""
+
 
 def search(setting: Setting) -> Plan:
     """The graph of a ticket search: every arm, seed and level, with what they share run once."""
     config = setting.config.search
     arms = [
-        Arm(method=method, networks=networks, rewind=rewind, precision=precision)
+        Arm(
+            method=method,
+            networks=networks,
+            rewind=rewind,
+            precision=precision,
+            compress=compress,
+        )
         for precision in setting.config.train.precision
         for networks in setting.config.prune.networks
         for rewind in config.rewind
         for method in config.method
+        for compress in (setting.config.prune.compress if method == "early-bird" else ("",))
     ]
     # Nothing is trained before these, so nothing is rewound: once, from step 0.
     arms = list(
         dict.fromkeys(
-            dataclasses.replace(arm, rewind="0it") if arm.method in AT_INIT else arm for arm in arms
+            dataclasses.replace(arm, rewind="0it") if arm.method in NO_REWIND else arm
+            for arm in arms
         )
     )
     plan = Plan(graph=Graph(), arms=arms)
@@ -56,15 +67,17 @@ def dense(setting: Setting) -> Plan:
 def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
     """The graph of ``tombola train --ticket``: the file taken in, trained and judged.
 
-    ``ticket``: sha256 of the file, and method, networks, rewind, rewind_step, seed and round from
-    its manifest.
+    ``ticket``: sha256 of the file; method, networks, rewind, rewind_step, seed, round, granularity,
+    sparsity and sparsity_all from its manifest; ``compact``: whether its channels are cut.
     """
+    of_channels = ticket["granularity"] == "channel"
     arms = [
         Arm(
             method=str(ticket["method"]),
             networks=str(ticket["networks"]),
             rewind=str(ticket["rewind"]),
             precision=precision,
+            compress=setting.config.prune.compress[0] if of_channels else "",
         )
         for precision in setting.config.train.precision
     ]
@@ -74,7 +87,14 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
     for arm in arms:
         chain = Chain(setting, plan, arm, int(ticket["seed"]), judges)
         chain.rewind_steps = int(ticket["rewind_step"])
-        chain.trained("ticket", int(ticket["round"]), taken, ())
+        kind = "compact" if ticket["compact"] else "ticket"
+        chain.trained(kind, int(ticket["round"]), taken, ())
+        if of_channels:
+            plan.cells[-1] = dataclasses.replace(
+                plan.cells[-1],
+                sparsity=float(ticket["sparsity"]),
+                sparsity_all=float(ticket["sparsity_all"]),
+            )
     return plan
 
 

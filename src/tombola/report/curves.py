@@ -22,6 +22,9 @@ ARMS = (
     "shuffle",
     "erk",
     "reinit-chain",
+    "compact",
+    "random-channels",
+    "thin-flops",
     "thin-parameters",
     "dense-long",
 )
@@ -80,6 +83,13 @@ def key_of(row: KeyColumns) -> SearchKey:
     return SearchKey(row.method, row.networks, row.rewind_steps, row.precision, row.compress)
 
 
+def level_of(row: KeyColumns, focus: int) -> int:
+    """The round at which a row's arm is told of: the focus; networks cut smaller have one level."""
+    if row.arm == DENSE:
+        return 0
+    return focus if row.compress is None else 1
+
+
 def bracket_of(verdict: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """(highest winning, first worse) sparsity of a verdict, None where there is none."""
     low, high = [*(verdict.get("bracket") or ()), None, None][:2]
@@ -96,20 +106,25 @@ def folder_of(search: SearchKey, several_precisions: bool = False) -> str:
     """The folder of a search under samples/ and tickets/ where there are several (design 3.4)."""
     end = f"-{search.precision}" if several_precisions else ""
     networks = search.networks.replace(",", "+")
-    return f"{search.method}-{networks}-r{search.rewind_steps or 0}{end}"
+    where = f"r{search.rewind_steps or 0}" if search.compress is None else f"c{search.compress:g}"
+    return f"{search.method}-{networks}-{where}{end}"
 
 
 def label_of(search: SearchKey, searches: Sequence[SearchKey]) -> str:
-    """What tells a search from the others, in words; empty where it is the only one."""
+    """What tells a search from the others, in words; empty where it is the only one.
+
+    What does not apply to a search (nothing is rewound, no channels are cut) is not said.
+    """
     words = {
         "method": search.method,
         "networks": f"pruned: {' + '.join(re.split('[+,]', search.networks))}",
         "rewind_steps": f"rewound to {search.rewind_steps}",
+        "compress": f"compress {search.compress:g}" if search.compress is not None else "",
         "precision": search.precision,
-        "compress": f"compress {search.compress}",
     }
-    differing = (name for name in words if len({getattr(other, name) for other in searches}) > 1)
-    return ", ".join(words[name] for name in differing)
+    values = {name: {getattr(other, name) for other in searches} - {None} for name in words}
+    own = (name for name in words if len(values[name]) > 1 and getattr(search, name) is not None)
+    return ", ".join(words[name] for name in own)
 
 
 def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:

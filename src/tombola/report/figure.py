@@ -1,5 +1,7 @@
 """What do the networks make at each sparsity? Rows of arms by columns of sparsities, one picture.
 
+Early-bird searches that differ in compress alone are one picture: a column is a share of channels.
+
 The same latents or test images in every cell, so that a place can be compared along a row and down
 a column: the paper's figures 1 and A.6 to A.8, of the first training seed.
 """
@@ -20,10 +22,11 @@ from PIL import Image
 
 from tombola.errors import ConfigError
 from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import DENSE, arm_order, folder_of, label_of, searches_of
+from tombola.report.curves import DENSE, arm_order, label_of, searches_of
+from tombola.report.families import Family, families_of, levels_at, merged_gallery
 from tombola.report.folder import Folder, read_folder, write_file
-from tombola.report.pictures import Gallery, Picture, gallery_of, thinned
+from tombola.report.pictures import Picture, gallery_of, thinned
+from tombola.report.viewers import share_name
 
 COLUMNS = 6
 """Sparsities shown unless others are asked for, evenly over the levels."""
@@ -40,20 +43,21 @@ def write_figure(
 ) -> list[Path]:
     """Write ``figure.png`` and ``figure.svg`` into a run directory and return their paths.
 
-    With several searches in it one pair each, by the search's name. ``images``: how many of each
+    With several searches in it one pair each, by the search's name; those that differ in compress
+    alone are one. ``images``: how many of each
     grid a cell shows; ``sparsities``: the levels wanted, as fractions in (0, 1), each taken as the
     nearest there is; none = six of them, evenly. ConfigError if there is nothing to show, or less
     than asked.
     """
     folder = read_folder(Path(out))
-    searches = searches_of(folder.rows)
-    several = len({search.precision for search in searches}) > 1
+    families = families_of(searches_of(folder.rows))
+    keys = [family.key for family in families]
+    several = len({key.precision for key in keys}) > 1
     written = []
-    for search in searches:
-        gallery = gallery_of(folder.out, search, several)
-        figure = _Grid(folder, search, gallery, images).draw(sparsities)
-        end = f"-{folder_of(search, several)}" if len(searches) > 1 else ""
-        figure.suptitle(_title(folder, search, searches), x=0.01, ha="left")
+    for family in families:
+        figure = _Grid(folder, family, several, images).draw(sparsities)
+        end = f"-{family.folder(several)}" if len(families) > 1 else ""
+        figure.suptitle(_title(folder, label_of(family.key, keys)), x=0.01, ha="left")
         for kind in ("png", "svg"):
             path = folder.out / f"figure{end}.{kind}"
             _save(figure, path, kind)
@@ -62,9 +66,11 @@ def write_figure(
 
 
 class _Grid:
-    """One search's pictures by arm and round, and how many images of each are shown."""
+    """The pictures of a search, or of a family, by arm and level; and how many images of each."""
 
-    def __init__(self, folder: Folder, search: SearchKey, gallery: Gallery, images: int) -> None:
+    def __init__(self, folder: Folder, family: Family, several: bool, images: int) -> None:
+        gallery = merged_gallery([gallery_of(folder.out, member, several)
+                                  for member in family.members])  # fmt: skip
         if not gallery.levels:
             raise ConfigError(
                 f"{str(folder.out)!r} has no pictures of tickets under samples/; "
@@ -75,12 +81,8 @@ class _Grid:
         there = (first.width // self.side) * (first.height // self.side)
         if not 1 <= images <= there:
             raise ConfigError(f"images got {images}; a grid has {there}: give 1 to {there}")
-        self.gallery, self.images = gallery, images
-        self.sparsity_at = {
-            row.round: row.sparsity
-            for row in folder.rows
-            if row.round and (row.method, row.networks) == (search.method, search.networks)
-        }
+        self.gallery, self.images, self.family = gallery, images, family
+        self.sparsity_at = levels_at(family, folder.rows)
 
     def draw(self, sparsities: Sequence[float]) -> Figure:
         """Rows of arms; columns: test images if there are any, dense, then the levels."""
@@ -88,9 +90,10 @@ class _Grid:
         fixed = list(self.gallery.fixed)
         arms = sorted({p.arm for level in levels for p in level.pictures}, key=arm_order)
         names = ["test images" if p.arm != DENSE else "dense" for p in fixed]
-        names += [percent(self.sparsity_at[level.round]) for level in levels]
+        names += [self.head(level.round) for level in levels]
         lines = -(-self.images // ACROSS)
         height = _CELL_INCHES * lines / ACROSS * len(arms) + 0.55
+        height += 0.12 * max(name.count("\n") for name in names)
         with mpl.rc_context(_STYLE):
             figure = Figure(figsize=(_CELL_INCHES * len(names) + 0.4, height), layout="constrained")
             grid = figure.subplots(len(arms), len(names), squeeze=False)
@@ -105,6 +108,11 @@ class _Grid:
                         grid[row, column].set_title(names[column], fontsize=8)
                 grid[row, 0].set_ylabel(arm)
         return figure
+
+    def head(self, number: int) -> str:
+        """What heads a column: the sparsity, below the share of channels where that tells more."""
+        shares = (share_name(self.family, number), percent(self.sparsity_at[number]))
+        return "\n".join(filter(None, shares))
 
     def chosen(self, sparsities: Sequence[float]) -> list[Any]:
         """The levels to show, each once, ascending."""
@@ -154,9 +162,8 @@ def _side(folder: Folder) -> int:
     return max(1, shape[1])
 
 
-def _title(folder: Folder, search: SearchKey, searches: Sequence[SearchKey]) -> str:
+def _title(folder: Folder, label: str) -> str:
     some = folder.rows[0]
-    label = label_of(search, searches)
     return f"{some.task} on {some.data}" + (f", {label}" if label else "")
 
 

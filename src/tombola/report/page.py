@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,26 +16,36 @@ from markupsafe import Markup
 
 from tombola.metrics.sentences import percent
 from tombola.metrics.statistics import SearchKey, arm_name
-from tombola.report import plots, tables
+from tombola.report import channels, making, plots, tables
+from tombola.report.costs import costs_of
 from tombola.report.curves import (
-    DENSE,
-    TICKET,
     Curve,
     bracket_of,
     curves_csv,
     curves_of,
-    key_of,
     label_of,
     searches_of,
 )
+from tombola.report.families import (
+    Family,
+    families_of,
+    first_of,
+    in_order,
+    levels_at,
+    merged,
+    over_compress,
+)
 from tombola.report.folder import read_folder, write_file
-from tombola.report.pictures import data_uri, embedded, gallery_of
+from tombola.report.pictures import data_uri
+from tombola.report.savings import Savings
+from tombola.report.settling import drawing_of
+from tombola.report.techniques import Technique, techniques_of, techniques_table
+from tombola.report.viewers import share_name, viewers_of
 from tombola.runs.results import CostRow, Row
 
 REPORT = "report.html"
 _FILES = Path(__file__).parent / "files"
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
-_HASH = re.compile(r"[0-9a-f]{32,128}")
 
 
 def write_report(out: Path) -> Path:
@@ -80,27 +90,48 @@ class _Page:
 
     @cached_property
     def searches(self) -> list[SearchKey]:
-        return searches_of(self.rows)
+        """Every search, that of the headline and its like first."""
+        found = searches_of(self.rows)
+        first = first_of(self.summary)
+        named = {arm_name(search): search for search in found}
+        return in_order(found, named.get(first or ""))
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """The searches as they are shown: those that differ in compress alone are one."""
+        return families_of(self.searches)
 
     @cached_property
     def curves(self) -> dict[str, list[Curve]]:
-        return curves_of(self.rows)
+        """Metric -> the curves of every search, in the order of the searches."""
+        place = {search: index for index, search in enumerate(self.searches)}
+        return {metric: sorted(found, key=lambda curve: place[curve.search])
+                for metric, found in curves_of(self.rows).items()}  # fmt: skip
 
     @cached_property
     def primary(self) -> str | None:
+        """The metric that decides."""
         wished = self.summary.get("primary")
         return wished if wished in self.curves else next(iter(self.curves), None)
 
     @cached_property
+    def watched(self) -> list[channels.Watched]:
+        """What is told of the watches behind early-bird tickets."""
+        return channels.watched_in(self.summary, self.searches)
+
+    @cached_property
     def focus(self) -> int:
         """The round that the page opens at: the sparsest winning ticket's, else the middle one."""
-        rounds = sorted({row.round for row in self.rows} - {0})
-        found = self.verdicts(self.searches[0]).get(self.primary or "", {}) if self.searches else {}
+        return self.focus_of(self.families[0]) if self.families else 0
+
+    def focus_of(self, family: Family) -> int:
+        """The level that a family's pictures open at."""
+        sparsity = levels_at(family, self.rows)
+        found = self.verdict(family, self.primary or "")
         wanted = found.get("sparsity") or found.get("matches_up_to")
-        for row in self.rows:
-            if row.round and row.arm == TICKET and row.sparsity == wanted:
-                return row.round
-        return rounds[len(rounds) // 2] if rounds else 0
+        at = [number for number in sorted(sparsity) if sparsity[number] == wanted]
+        rounds = sorted(sparsity)
+        return at[0] if at else rounds[len(rounds) // 2] if rounds else 0
 
     def verdicts(self, search: SearchKey) -> Mapping[str, Mapping[str, Any]]:
         """The verdicts of one search by metric; those at the top belong to the first."""
@@ -108,12 +139,21 @@ class _Page:
         first = bool(self.searches) and search == self.searches[0]
         fallback = self.summary.get("verdicts") or {} if first else {}
         found: Mapping[str, Mapping[str, Any]] = arms.get(arm_name(search)) or fallback
-        return found
+        return tables.as_shown(found, self.summary, search)
+
+    def verdict(self, family: Family, metric: str) -> Mapping[str, Any]:
+        """One verdict on a family, told over its compress values where it has several."""
+        members = (self.verdicts(member).get(metric) for member in family.members)
+        return over_compress([found for found in members if found])
 
     def context(self) -> dict[str, Any]:
         """Everything that the template shows, as strings, tables and lists."""
-        found = self.verdicts(self.searches[0]) if self.searches else {}
-        state = str((found.get(self.primary or "") or {}).get("state", "no verdict"))
+        first = self.families[0] if self.families else None
+        found = self.verdict(first, self.primary or "") if first else {}
+        state = str(found.get("state", "no verdict"))
+        savings, settled = self.savings, self.settled
+        drawn = [*savings, *(plot for part in settled for plot in part["plots"])]
+        early = any(search.compress is not None for search in self.searches)
         tones = {"wins": "good", "worse": "bad"}
         return {
             "title": self.title,
@@ -123,9 +163,19 @@ class _Page:
             "tone": tones.get(state, "open"),
             "verdict": self.verdict_tables[0],
             "verdicts": self.verdict_tables[1],
-            "which": label_of(self.searches[0], self.searches) if self.searches else "",
+            "which": label_of(first.key, self.keys) if first else "",
+            "forced": channels.forced_words(self.watched, self.searches),
+            "early": early,
+            "savings": savings,
+            "settled": settled,
             "plots": [self.plot(metric) for metric in self.metrics],
-            "galleries": self.galleries,
+            "galleries": viewers_of(
+                self.out,
+                self.families,
+                self.rows,
+                {family: self.focus_of(family) for family in self.families},
+                sum(len(plot[part]) for plot in drawn for part in ("wide", "narrow", "csv")),
+            ),
             "spread": tables.spread_of(
                 self.curves, self.summary.get("sampling_sd"), self.summary.get("floor")
             ),
@@ -135,14 +185,10 @@ class _Page:
             "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
             "troubles": self.troubles,
             "no_troubles": self.no_troubles,
-            "costs": tables.costs_of(self.costs, self.searches, self.focus),
-            "cost_level": self.level_name(self.focus),
-            "command": _text(self.config.get("command")),
-            "made_with": self.made_with,
-            "hashes": self.hashes,
-            "settings": _flat(
-                {name: self.config.get(name) or {} for name in ("config", "resolved")}
-            ),
+            "techniques": self.techniques_table,
+            "costs": costs_of(self.costs, self.searches, self.focus),
+            "cost_level": self.level_name,
+            **making.made(self.config, self.summary),
         }
 
     @property
@@ -151,19 +197,30 @@ class _Page:
         return f"{some.task} on {some.data}" if some else "an empty search"
 
     @property
+    def keys(self) -> list[SearchKey]:
+        """What stands for each family."""
+        return [family.key for family in self.families]
+
+    @property
     def facts(self) -> list[str]:
-        """The search in a line: methods, seeds, levels, rewind steps, precisions."""
+        """The search in a line: methods, seeds, levels, rewind steps, shares, precisions."""
 
         def each(name: str) -> str:
-            values = dict.fromkeys(str(getattr(search, name)) for search in self.searches)
-            return ", ".join(value for value in values if value not in ("", "None"))
+            values = dict.fromkeys(getattr(search, name) for search in self.searches)
+            return ", ".join(f"{value:g}" if isinstance(value, float) else str(value)
+                             for value in values if value not in ("", None))  # fmt: skip
 
         seeds = len({row.seed for row in self.rows})
-        levels = len({row.round for row in self.rows} - {0})
+        levels = len({row.round for row in self.rows if row.compress is None} - {0})
+        many = levels or not any(search.compress is not None for search in self.searches)
+        forced = [watched.search.compress for watched in self.watched if watched.forced]
+        at = ", ".join(f"{value:g}" for value in dict.fromkeys(forced) if value is not None)
         facts = [
             each("method"),
             f"{seeds} training {'seed' if seeds == 1 else 'seeds'}",
-            f"{levels} {'level' if levels == 1 else 'levels'} of sparsity",
+            f"{levels} {'level' if levels == 1 else 'levels'} of sparsity" if many else "",
+            f"compress {each('compress')}" if each("compress") else "",
+            f"cut forced at {at}" if at else "",
             f"rewound to step {each('rewind_steps')}" if each("rewind_steps") else "",
             f"pruned: {each('networks')}" if each("networks") else "",
             each("precision"),
@@ -192,9 +249,11 @@ class _Page:
 
     def plot(self, metric: str) -> dict[str, Any]:
         """One metric: its drawing in two widths, the words under it, its tables and its data."""
-        curves = self.curves[metric]
-        verdicts = {search: self.verdicts(search).get(metric, {}) for search in self.searches}
+        curves = merged(self.curves[metric], self.families)
+        verdicts = {family.key: self.verdict(family, metric) for family in self.families}
+        # Of tickets and of networks cut smaller only the share of all parameters can be compared.
         by_all = len({search.networks for search in self.searches}) > 1
+        by_all = by_all or any(search.compress is not None for search in self.searches)
         label = tables.metric_label(metric)
         plot = plots.Plot(
             metric=metric, label=label, verdicts=verdicts, by_all=by_all, floor=self.floor(metric)
@@ -203,15 +262,18 @@ class _Page:
         name = re.sub(r"[^a-z0-9]+", "-", metric.lower())
         return {
             "name": name,
+            "title": f"{label} against sparsity",
             "label": label,
             "better": _BETTER.get(str(first.get("better")), "no direction: drawn, not judged"),
             "words": self.words(curves, label, first),
             "wide": Markup(plots.draw(curves, plot, narrow=False)),
             "narrow": Markup(plots.draw(curves, plot, narrow=True)),
-            "levels": [(label_of(search, self.searches),
-                        tables.levels_of(curves, search, verdicts[search]))
-                       for search in self.searches],
-            "csv": data_uri("text/csv", curves_csv(curves).encode()),
+            "levels": [(label_of(family.key, self.keys),
+                        tables.levels_of(curves, family.key, verdicts[family.key], {
+                            number: share_name(family, number)
+                            for number in range(1, len(family.members) + 1)}))
+                       for family in self.families],
+            "csv": data_uri("text/csv", curves_csv(self.curves[metric]).encode()),
         }  # fmt: skip
 
     def floor(self, metric: str) -> float | None:
@@ -240,7 +302,7 @@ class _Page:
                 f"As many training images get {tables.number(floor)}: the floor, dotted where it "
                 "lies within the frame."
             )
-        if len(self.searches) == 1 and bracket_of(verdict)[0] is not None:
+        if len(self.families) == 1 and bracket_of(verdict)[0] is not None:
             words.append(
                 "The vertical line marks the sparsest ticket that wins; the shaded stretch runs "
                 "from it to the first level that is worse than dense, or to the end."
@@ -249,67 +311,65 @@ class _Page:
             words.append("A cross marks a level where a seed diverged or was not run.")
         return [*filter(None, words), "The axis is logarithmic in the share of weights kept."]
 
-    def sparsity_at(self, search: SearchKey) -> dict[int, float]:
-        """Round -> sparsity in one search."""
-        return {row.round: row.sparsity for row in self.rows
-                if row.round and row.arm != DENSE and key_of(row) == search}  # fmt: skip
-
-    def level_name(self, number: int) -> str:
-        """``83.2% sparsity (round 8)`` of the first search."""
-        sparsity = self.sparsity_at(self.searches[0]).get(number) if self.searches else None
-        return (
-            f"round {number}"
-            if sparsity is None
-            else f"{percent(sparsity)} sparsity, round {number}"
-        )
+    @property
+    def level_name(self) -> str:
+        """``83.2% sparsity, round 8``: the level that costs and classes are told of."""
+        own = [family for family in self.families if family.key.compress is None
+               and len(family.members) == 1]  # fmt: skip
+        shares = "every compress value" if len(own) < len(self.families) else ""
+        if not own:
+            return shares
+        sparsity = levels_at(own[0], self.rows).get(self.focus)
+        known = "" if sparsity is None else f"{percent(sparsity)} sparsity, "
+        return " and ".join(filter(None, (f"{known}round {self.focus}", shares)))
 
     @cached_property
-    def galleries(self) -> dict[str, Any]:
-        """The sample grids of every search, as they fit into the page."""
-        several = len({search.precision for search in self.searches}) > 1
-        whole = [gallery_of(self.out, search, several) for search in self.searches]
-        shown, uris, exact = embedded(whole, [self.focus])
-        viewers = []
-        for search, gallery in zip(self.searches, shown, strict=True):
-            sparsity = self.sparsity_at(search)
-            rounds = [level.round for level in gallery.levels]
-            printed = {*rounds[:1], *rounds[-1:], *(r for r in rounds if r == self.focus)}
-            start = rounds.index(self.focus) if self.focus in rounds else len(rounds) // 2
-            viewers.append({
-                "label": label_of(search, self.searches),
-                "start": start,
-                "columns": max(2, min(4, max(map(len, (gallery.fixed, *(
-                    level.pictures for level in gallery.levels)))))),
-                "fixed": [self.picture(p, uris[p.path], "") for p in gallery.fixed],
-                "levels": [
-                    {"round": level.round, "printed": level.round in printed, "name": name,
-                     "pictures": [self.picture(p, uris[p.path], name) for p in level.pictures]}
-                    for level in gallery.levels
-                    for name in [_level(level.round, sparsity)]
-                ],
-            })  # fmt: skip
-        dropped = sum(len(a.levels) - len(b.levels) for a, b in zip(whole, shown, strict=True))
-        return {
-            "viewers": [viewer for viewer in viewers if viewer["fixed"] or viewer["levels"]],
-            "tests": any(p.arm == "originals" for g in shown for p in g.fixed),
-            "exact": exact,
-            "dropped": dropped,
-            "unreadable": sorted({name for gallery in whole for name in gallery.unreadable}),
-        }
+    def techniques(self) -> list[Technique]:
+        """What could be trained in the place of the dense network, and what it costs."""
+        metric = self.primary or ""
+        verdicts = {s: self.verdicts(s).get(metric, {}) for s in self.searches}
+        return techniques_of(self.curves.get(metric, ()), self.costs, verdicts)
 
-    @staticmethod
-    def picture(picture: Any, uri: str, level: str) -> dict[str, Any]:
-        """One grid with its words."""
-        alt = (
-            "test images" if picture.arm == "originals" else f"images of the {picture.arm} network"
-        )
-        return {"uri": uri, "arm": picture.arm, "width": picture.width, "height": picture.height,
-                "alt": f"Grid: {alt}{f' at {level}' if level else ''}"}  # fmt: skip
+    @property
+    def techniques_table(self) -> tables.Table | None:
+        """The paper's table 2, where there is more than one technique to compare."""
+        methods = {(search.method, search.compress) for search in self.searches}
+        several = len(methods) > 1 or any(compress is not None for _, compress in methods)
+        shown = self.techniques if several and self.costs else []
+        return techniques_table(shown, self.searches, self.primary or "")
+
+    @property
+    def savings(self) -> list[dict[str, Any]]:
+        """The paper's figure 7, where networks were cut smaller and costs are known."""
+        if not any(search.compress is not None for search in self.searches):
+            return []
+        found = self.verdict(self.families[0], self.primary or "")
+        better = str(found.get("better", ""))
+        return list(Savings(self.techniques, self.searches, self.primary or "", better).drawings())
+
+    @property
+    def settled(self) -> list[dict[str, Any]]:
+        """When the channels settled, a part for each family of early-bird searches."""
+        parts: list[dict[str, Any]] = []
+        for family in self.families:
+            group = [each for each in self.watched if each.search in family.members]
+            if not group:
+                continue
+            words = [*channels.rule_words(group[0]), channels.norm_words(group)]
+            parts.append({
+                "label": label_of(family.key, self.keys),
+                "words": words if all(part["words"] != words for part in parts) else [],
+                "table": channels.settled_table(group),
+                "left": channels.left_table(group),
+                "plots": [drawing_of(each, label_of(each.search, self.searches))
+                          for each in group],
+            })  # fmt: skip
+        return parts
 
     @property
     def troubles(self) -> list[tables.Table]:
         """Collapsed layers and divergences, where there are any."""
-        sparsity = self.sparsity_at(self.searches[0]) if self.searches else {}
+        sparsity = levels_at(self.families[0], self.rows) if self.families else {}
         found = (tables.collapsed_of(self.summary.get("collapsed"), sparsity),
                  tables.events_of(self.rows))  # fmt: skip
         return [table for table in found if table is not None]
@@ -323,48 +383,3 @@ class _Page:
         if tables.events_of(self.rows) is None:
             said.append("No run diverged.")
         return " ".join(said)
-
-    @property
-    def hashes(self) -> list[tuple[str, str]]:
-        """Every hash in the config and the judge's record: data, judge, commit, task file."""
-        found = _flat({**self.config, "judge": self.summary.get("judge") or {}})
-        return [(name.removeprefix("resolved."), text) for name, text in found
-                if _HASH.fullmatch(text)]  # fmt: skip
-
-    @property
-    def made_with(self) -> list[tuple[str, str]]:
-        """Versions, machine, device, threads, commit: whatever the config records of them."""
-        resolved = self.config.get("resolved") or {}
-        known = {name: resolved[name] for name in ("images", "data_note") if name in resolved}
-        run = (self.config.get("config") or {}).get("run") or {}
-        return [
-            *_flat(self.config.get("versions") or {}),
-            *_flat({name: run[name] for name in ("device", "workers", "threads") if name in run}),
-            *_flat(known),
-            *_flat(self.summary.get("judge") or {}, "judge"),
-            *_flat(self.summary.get("runs") or {}, "runs"),
-        ]
-
-
-def _level(number: int, sparsity: Mapping[int, float]) -> str:
-    return f"{percent(sparsity[number])} sparsity" if number in sparsity else f"round {number}"
-
-
-def _text(command: Any) -> str:
-    """The command line, given as a string or as a list of arguments."""
-    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested tables as (dotted name, text) pairs in order."""
-    return list(_walk(value, name))
-
-
-def _walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _walk(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield name, ", ".join(map(str, value))
-    else:
-        yield name, "" if value is None else str(value)

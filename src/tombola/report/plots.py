@@ -16,13 +16,14 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import ARMS, DENSE, TICKET, Curve, Point, arm_order, bracket_of, label_of
+from tombola.metrics.statistics import OWN_ARMS, SearchKey
+from tombola.report.curves import DENSE, TICKET, Curve, Point, arm_order, bracket_of, label_of
 
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0103{index:02d}" for index in range(8))
@@ -31,9 +32,15 @@ _CSS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--paper)"} | {
 }
 _GENERAL = ("dense, 95% interval", "margin", "floor")
 _MARKERS = "osD^vPXh"
+_PLACES = {
+    "ticket": 0, "compact": 0, "reinit": 1, "random-channels": 1, "shuffle": 2, "thin-flops": 2,
+    "erk": 3, "reinit-chain": 4, "thin-parameters": 5, "dense-long": 6,
+}  # fmt: skip
+_LEGEND_LETTERS = 62
+"""Letters that a legend of one line has room for."""
 _TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 _LOG_RATIO = 3.0
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -77,7 +84,7 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
     searches = list(dict.fromkeys(curve.search for curve in curves))
     legend_inches = 0.17 * (len(searches) + 2) if len(searches) > 1 else 0.0
     size = (3.75, 4.3 + legend_inches) if narrow else (7.4, 4.3 + legend_inches / 3)
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": f"{plot.metric}-{narrow}"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": f"{plot.metric}-{narrow}"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         _scale(axes, curves, plot)
@@ -95,7 +102,8 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
             _curve(axes, curve, plot, (index, len(arms)), searches)
         axes.set_ylabel(plot.label)
         _legend(figure, axes, curves, searches, narrow)
-        return _svg(figure, f"{plot.metric}-{'narrow' if narrow else 'wide'}", plot.label)
+        name = f"{plot.metric}-{'narrow' if narrow else 'wide'}"
+        return svg_of(figure, name, f"{plot.label} against sparsity")
 
 
 def _legend(
@@ -103,39 +111,46 @@ def _legend(
 ) -> None:
     """What each line is; where searches share arms, colours and markers are told once each."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if narrow else 6
+    columns = 2 if narrow else 6 if sum(map(len, labels)) < _LEGEND_LETTERS else 4
     if len(searches) > 1:
-        general = [(h, text) for h, text in zip(handles, labels, strict=True) if text in _GENERAL]
+        told = {text: h for h, text in zip(handles, labels, strict=True) if text in _GENERAL}
+        general = [(handle, text) for text, handle in told.items()]
         for search in searches:
             line = Line2D([], [], color=_hue(TICKET, search, searches), linewidth=3)
             general.append((line, label_of(search, searches)))
+        alike: dict[int, list[str]] = {}
         for arm in sorted({curve.arm for curve in curves} - {DENSE}, key=arm_order):
-            line = Line2D([], [], color=INK, linestyle=_dashes(arm, searches), marker=_marker(arm))
-            general.append((line, arm))
+            alike.setdefault(place_of(arm), []).append(arm)
+        for arms in alike.values():
+            dashes = _dashes(arms[0], searches)
+            line = Line2D([], [], color=INK, linestyle=dashes, marker=marker_of(arms[0]))
+            general.append((line, " / ".join(arms)))
         handles, labels = [h for h, _ in general], [text for _, text in general]
         columns = 1 if narrow and max(map(len, labels)) > 16 else 2 if narrow else 3
     figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)),
                   frameon=False, handlelength=2.6, columnspacing=1.4, borderpad=0.2)  # fmt: skip
 
 
-def _place(arm: str) -> int:
-    return ARMS[1:].index(arm) if arm in ARMS[1:] else len(ARMS) - 1
+def place_of(arm: str) -> int:
+    """Which colour, marker and dashes an arm has; arms that share them are never in one search."""
+    return _PLACES.get(arm, len(SERIES) - 1)
 
 
 def _hue(arm: str, search: SearchKey, searches: Sequence[SearchKey]) -> str:
     """One search: a colour an arm. Several: a colour a search."""
-    index = _place(arm) if len(searches) == 1 else searches.index(search)
+    index = place_of(arm) if len(searches) == 1 else searches.index(search)
     return SERIES[index % len(SERIES)]
 
 
-def _marker(arm: str) -> str:
-    return _MARKERS[_place(arm) % len(_MARKERS)]
+def marker_of(arm: str) -> str:
+    """The marker of an arm's points."""
+    return _MARKERS[place_of(arm) % len(_MARKERS)]
 
 
 def _dashes(arm: str, searches: Sequence[SearchKey]) -> Any:
-    if arm == TICKET or len(searches) == 1:
+    if arm in OWN_ARMS or len(searches) == 1:
         return "-"
-    return (0, (2 + 2 * _place(arm), 1.5))
+    return (0, (2 + 2 * place_of(arm), 1.5))
 
 
 def _values(curves: Sequence[Curve]) -> list[float]:
@@ -153,20 +168,40 @@ def _scale(axes: Axes, curves: Sequence[Curve], plot: Plot) -> None:
     for found in plot.verdicts.values():
         values += [line for line in (_margin_line(found),) if line is not None]
     low, high = min(values), max(values)
-    positive = min(_values(curves)) > 0
-    if positive and max(_values(curves)) / min(_values(curves)) > _LOG_RATIO:
+    if spans_much(_values(curves)):
         low = max(low, min(_values(curves)) / 1.5)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.12, high * 1.25)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        log_ticks(axes.yaxis)
     else:
         pad = (high - low) * 0.07 or abs(high) * 0.05 or 1.0
         axes.set_ylim(low - pad, high + pad)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def spans_much(values: Sequence[float]) -> bool:
+    """Whether values are better told apart on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) > _LOG_RATIO
+
+
+def log_ticks(axis: Axis, most: int = 12) -> None:
+    """Ticks of a logarithmic axis that are numbers to be read, and no more than there is room for.
+
+    The axis must have its limits already.
+    """
+    low, high = sorted(axis.get_view_interval())
+    places = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
+    fitting = (
+        subs
+        for subs in choices
+        if sum(low <= sub * 10.0**place <= high for sub in subs for place in places) <= most
+    )
+    axis.set_major_locator(LogLocator(subs=next(fitting, choices[-1])))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _x_axis(axes: Axes, curves: Sequence[Curve], plot: Plot, narrow: bool) -> None:
@@ -228,8 +263,8 @@ def _curve(
     searches: Sequence[SearchKey],
 ) -> None:
     """One arm: means joined by a line, 95% intervals beside each other, crosses for divergence."""
-    color, marker = _hue(curve.arm, curve.search, searches), _marker(curve.arm)
-    main = curve.arm == TICKET
+    color, marker = _hue(curve.arm, curve.search, searches), marker_of(curve.arm)
+    main = curve.arm in OWN_ARMS
     left, right = axes.get_xlim()
     index, count = place
     shift = (index - (count - 1) / 2) * (right - left) * 0.0032
@@ -251,8 +286,8 @@ def _curve(
                   transform=axes.get_xaxis_transform())  # fmt: skip
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element with ids of its own, CSS colours and a title."""
+def svg_of(figure: Figure, name: str, title: str) -> str:
+    """A figure in ``STYLE`` as an SVG element with ids of its own, CSS colours and a title."""
     text = io.BytesIO()
     blank = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(text, format="svg", transparent=True, metadata=blank)
@@ -262,13 +297,26 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     for token, css in _CSS.items():
         svg = svg.replace(token, css)
+    svg = _slim(svg)
     stem = re.sub(r"[^a-z0-9]+", "-", name.lower())
     svg = re.sub(r'\bid="', f'id="{stem}-', svg)
     svg = re.sub(r'href="#', f'href="#{stem}-', svg)
     svg = svg.replace("url(#", f"url(#{stem}-")
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    heading = f"<title>{html.escape(title)} against sparsity</title>"
+    heading = f"<title>{html.escape(title)}</title>"
     head, rest = svg.split(">", 1)
     return f'{head} role="img">{heading}{rest}'.strip()
+
+
+def _slim(svg: str) -> str:
+    """A drawing without what nobody asks for: two thirds of what Matplotlib writes.
+
+    The page's style names the font; only what is linked to needs an id.
+    """
+    linked = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in linked else "", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
+    return re.sub(r">\s+<", "><", svg)

@@ -18,8 +18,18 @@ from tombola.report.curves import (
     dense_of,
     key_of,
     label_of,
+    level_of,
 )
-from tombola.runs.results import DIVERGED, NOT_RUN, CostRow, Row
+from tombola.report.families import (
+    first_of,
+    forced_text,
+    headline_of,
+    key_named,
+    over_compress,
+    shown_name,
+    siblings,
+)
+from tombola.runs.results import DIVERGED, NOT_RUN, Row
 
 NONE = "-"
 _LABELS = {
@@ -36,7 +46,6 @@ _LABELS = {
     "confident": "share of clear samples",
     "early_stopping_step": "early-stopping step",
 }
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,16 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
     ASCII, no trailing newline; control characters that came with a name are dropped.
     """
-    arms = dict(summary.get("arms") or {"": summary.get("verdicts") or {}})
     primary = summary.get("primary")
+    arms = {
+        shown_name(name): as_shown(found, summary, key_named(name))
+        for name, found in (summary.get("arms") or {"": summary.get("verdicts") or {}}).items()
+    }
     several = len(arms) > 1
     table = (
         searches_verdict(arms, primary)
         if several
-        else verdicts_of(summary.get("verdicts") or {}, primary)
+        else verdicts_of(next(iter(arms.values())), primary)
     )
     floor = (summary.get("floor") or {}).get(primary)
     least = [f"Floor of {primary}: training images instead of samples get {number(floor)}."]
@@ -88,12 +100,35 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in a sentence: that of the primary metric of the first search."""
+    """The verdict in a sentence: that of the primary metric of the first search.
+
+    Of several compress values of that search it is told over all of them: see ``over_compress``.
+    """
+    arms = summary.get("arms") or {}
+    names = siblings(first_of(summary) or "", arms)
     verdicts = summary.get("verdicts") or {}
-    found: Mapping[str, Any] = verdicts.get(summary.get("primary")) or next(
-        iter(verdicts.values()), {}
-    )
-    return str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
+    metric = summary.get("primary")
+    metric = metric if metric in verdicts else next(iter(verdicts), None)
+    family = [arms[name][metric] for name in names if metric in (arms.get(name) or {})]
+    found = over_compress(family) if len(family) > 1 else verdicts.get(metric) or {}
+    text = str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
+    chosen = key_named(names[headline_of(family)]) if len(family) > 1 else None
+    named = found.get("state") == "wins" or found.get("matches_up_to") is not None
+    return f"Compress {chosen.compress:g}: {text}" if chosen is not None and named else text
+
+
+def as_shown(
+    verdicts: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any], search: SearchKey | None
+) -> dict[str, Mapping[str, Any]]:
+    """Verdicts of one search as a table has them.
+
+    A search of channels says if they were cut before they had settled; its one level is never "at
+    least", since the searches beside it go further.
+    """
+    if search is None or search.compress is None:
+        return dict(verdicts)
+    more = {"forced": forced_text(summary, search), "at_least": False}
+    return {metric: {**found, **more} for metric, found in verdicts.items()}
 
 
 def verdicts_of(verdicts: Mapping[str, Mapping[str, Any]], primary: str | None) -> Table:
@@ -130,7 +165,7 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     up_to = NONE if low is None else percent(low)
     controls = found.get("controls") or {}
     return (
-        str(found.get("state", NONE)),
+        "; ".join(filter(None, (str(found.get("state", NONE)), found.get("forced")))),
         f"at least\u00a0{up_to}" if found.get("at_least") else up_to,
         NONE if high is None else percent(high),
         ", ".join(f"{name}\u00a0{_state(value)}" for name, value in controls.items()) or NONE,
@@ -171,9 +206,15 @@ def _printable(line: str) -> str:
 
 
 def levels_of(
-    curves: Sequence[Curve], search: SearchKey, verdict: Mapping[str, Any] | None
+    curves: Sequence[Curve],
+    search: SearchKey,
+    verdict: Mapping[str, Any] | None,
+    names: Mapping[int, str] | None = None,
 ) -> Table:
-    """Every level of one search in one metric: mean and half the 95% interval of each arm."""
+    """Every level of one search in one metric: mean and half the 95% interval of each arm.
+
+    ``names``: what a level is called besides its sparsity, by round.
+    """
     mine = [curve for curve in curves if curve.search == search and curve.arm != DENSE]
     arms = sorted({curve.arm for curve in mine}, key=arm_order)
     at = {(curve.arm, point.round): point for curve in mine for point in curve.points}
@@ -181,13 +222,16 @@ def levels_of(
     dense = dense_of(curves, search)
     rows = []
     if dense is not None:
-        rows.append(("0%", "0", _spread(dense), *[""] * (len(arms) - 1), *([""] if states else [])))
+        rows.append(
+            ("0%", "0", spread_text(dense), *[""] * (len(arms) - 1), *([""] if states else []))
+        )
     for level in sorted({level for _, level in at}):
         some = next(at[arm, level] for arm in arms if (arm, level) in at)
-        cells = [_spread(at[arm, level]) if (arm, level) in at else NONE for arm in arms]
+        cells = [spread_text(at[arm, level]) if (arm, level) in at else NONE for arm in arms]
         state = states.get(level, {})
         word = "wins" if state.get("wins") else str(state.get("state", NONE))
-        rows.append((percent(some.sparsity), percent(some.sparsity_all), *cells,
+        called = ", ".join(filter(None, (percent(some.sparsity), (names or {}).get(level))))
+        rows.append((called, percent(some.sparsity_all), *cells,
                      *([word] if states else [])))  # fmt: skip
     if dense is not None:
         rows[0] = ("dense", "0%", *rows[0][2:])
@@ -202,7 +246,8 @@ def levels_of(
                  "Mean over training seeds and half of its 95% t interval.")  # fmt: skip
 
 
-def _spread(point: Point) -> str:
+def spread_text(point: Point) -> str:
+    """Mean and half of its 95% interval, and how many seeds are missing from it."""
     low, high = point.bounds
     lost = f"{point.diverged} diverged" if point.diverged else ""
     lost = lost or (f"{point.not_run} not run" if point.not_run else "")
@@ -249,7 +294,7 @@ def classes_of(rows: Iterable[Row], searches: Sequence[SearchKey], focus: int) -
     """Which classes samples are of: the share of each, dense and at one level, over the seeds."""
     shares: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
-        if row.round == (0 if row.arm == DENSE else focus) and row.metric.startswith("class-"):
+        if row.round == level_of(row, focus) and row.metric.startswith("class-"):
             label = "" if row.arm == DENSE else label_of(key_of(row), searches)
             shares.setdefault((row.arm, label), {}).setdefault(row.metric, []).append(row.value)
     if not shares:
@@ -257,7 +302,7 @@ def classes_of(rows: Iterable[Row], searches: Sequence[SearchKey], focus: int) -
     classes = sorted({metric for found in shares.values() for metric in found})
     order = sorted(shares, key=lambda key: (arm_order(key[0]), key[1]))
     lines = [
-        (", ".join(filter(None, key)), *(number(100 * _mean(shares[key].get(name, ())), 3)
+        (", ".join(filter(None, key)), *(number(100 * mean_of(shares[key].get(name, ())), 3)
                                          for name in classes))
         for key in order
     ]  # fmt: skip
@@ -325,64 +370,10 @@ def collapsed_of(collapsed: Any, sparsity_at: Mapping[int, float]) -> Table | No
     return Table("Collapsed layers", columns, tuple(rows)) if rows else None
 
 
-def costs_of(costs: Sequence[CostRow], searches: Sequence[SearchKey], focus: int) -> Table | None:
-    """What an arm costs at one level, a mean over seeds: its training, and the search for it."""
-    groups: dict[tuple[str, str], dict[int, CostRow]] = {}
-    place: dict[tuple[str, str], tuple[object, ...]] = {}
-    precisions = {search.precision for search in searches}
-    for row in costs:
-        dense, search = row.arm == DENSE, key_of(row)
-        if row.round == (0 if dense else focus):
-            several = row.precision if len(precisions) > 1 else ""
-            key = (row.arm, several if dense else label_of(search, searches))
-            groups.setdefault(key, {}).setdefault(row.seed, row)  # a shared dense run counts once
-            index = searches.index(search) if search in searches else len(searches)
-            place.setdefault(key, (not dense, index, arm_order(row.arm)))
-    unit, scale = _unit([row.train_flops or 0 for row in costs]
-                        + [row.search_flops or 0 for row in costs])  # fmt: skip
-    lines = []
-    for arm, label in sorted(groups, key=lambda key: place[key]):
-        group = groups[arm, label].values()
-        mean = {name: _mean(getattr(row, name) for row in group) for name in _COSTS}
-        total = [mean[f"train_{kind}"] + (mean[f"search_{kind}"] if arm != DENSE else 0.0)
-                 for kind in ("flops", "seconds")]  # fmt: skip
-        cells = [mean["train_flops"] / scale, mean["search_flops"] / scale, total[0] / scale,
-                 mean["train_seconds"], mean["search_seconds"], total[1]]  # fmt: skip
-        lines.append((
-            ", ".join(filter(None, (arm, label))),
-            *(number(cell, 3) for cell in cells),
-            _count(mean["nonzero_parameters"]), _bytes(mean["ticket_bytes"]),
-        ))  # fmt: skip
-    flops = f"{unit}FLOP"
-    columns = ("arm", f"training, {flops}", f"search, {flops}", f"total, {flops}", "training, s",
-               "search, s", "total, s", "weights left", "ticket file")  # fmt: skip
-    return Table("Cost by arm", columns, tuple(lines)) if lines else None
-
-
-_COSTS = ("train_flops", "search_flops", "train_seconds", "search_seconds", "nonzero_parameters",
-          "ticket_bytes")  # fmt: skip
-
-
-def _mean(values: Iterable[float | None]) -> float:
+def mean_of(values: Iterable[float | None]) -> float:
+    """The mean of what is known; nan where nothing is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else math.nan
-
-
-def _unit(values: Sequence[float]) -> tuple[str, float]:
-    """One SI prefix for a whole column, from its largest value."""
-    largest = max(values, default=0)
-    power = min(int(math.log10(largest)) // 3, len(_PREFIXES) - 1) if largest >= 1 else 0
-    return _PREFIXES[power], 1000.0**power
-
-
-def _count(value: float) -> str:
-    return NONE if math.isnan(value) else f"{value:,.0f}"
-
-
-def _bytes(value: float) -> str:
-    if math.isnan(value):
-        return NONE
-    return f"{value / 1e6:.2f}\u00a0MB" if value >= 1e6 else f"{value / 1e3:.1f}\u00a0kB"
 
 
 def margin_sentence(verdict: Mapping[str, Any]) -> str:

@@ -18,6 +18,10 @@ SCHEMA = {
     "evaluate": 3,
     "floor": 1,
     "scores": 1,
+    "watch": 1,
+    "cut": 1,
+    "overlap": 1,
+    "thin": 1,
 }
 """Schema number by kind of node; raise one when its stage's results would change."""
 

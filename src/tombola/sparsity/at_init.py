@@ -9,23 +9,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_spectral_norm
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
 
 from tombola.errors import ConfigError
+from tombola.sparsity.cutting import Inputs, floating_tensors
 from tombola.sparsity.masks import Masks, count
-from tombola.sparsity.names import plain_parameters
+from tombola.sparsity.names import plain_parameters, without_spectral_norm
 from tombola.sparsity.select import top
 
 Losses = Callable[[], Iterator[Tensor]]
 """The scalar losses of a network's turn, batch by batch, each with a graph of its own; the same
 ones whenever called."""
-Inputs = tuple[Tensor, ...]
 SYNFLOW_STEPS = 100
 """Steps in which SynFlow reaches a level (Tanaka et al. 2020, section 6)."""
 
@@ -157,7 +153,7 @@ def _synaptic_flow(
                 if key in own:
                     leaf.mul_(own[key])
         asked = [torch.ones_like(x[:1], dtype=torch.float64) for x in inputs[name]]
-        flow = torch.stack([part.sum() for part in _tensors(linear(*asked))]).sum()
+        flow = torch.stack([part.sum() for part in floating_tensors(linear(*asked))]).sum()
         chosen = [leaves[key] for key in own]
         slopes = torch.autograd.grad(flow, chosen, allow_unused=True)
         for key, leaf, slope in zip(own, chosen, slopes, strict=True):
@@ -170,37 +166,10 @@ def _linearised(network: nn.Module) -> nn.Module:
     """A copy in float64 and eval mode whose outputs grow with its inputs without end."""
     made = copy.deepcopy(network).double().eval()
     for module in list(made.modules()):
-        _without_spectral_norm(module)
+        without_spectral_norm(module)
         for name, child in module.named_children():
             if isinstance(child, nn.Tanh | nn.Sigmoid | nn.Softmax | nn.Hardtanh):
                 setattr(module, name, nn.Identity())
     for parameter in made.parameters():
         parameter.requires_grad_(True)
     return made
-
-
-def _without_spectral_norm(module: nn.Module) -> None:
-    """Put the raw tensors in the place of normed ones, of either kind of spectral norm."""
-    if isinstance(module, parametrize.ParametrizationList):
-        # In its place: removing it would change the class, which a copy shares with its original.
-        for number, part in enumerate(module):
-            if isinstance(part, _SpectralNorm):
-                module[number] = nn.Identity()
-    hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
-    for hook in hooks:
-        raw = getattr(module, f"{hook.name}_orig").detach().clone()
-        remove_spectral_norm(module, hook.name)
-        setattr(module, hook.name, nn.Parameter(raw))
-
-
-def _tensors(made: Any) -> Iterator[Tensor]:
-    """Every floating tensor in what a network returned."""
-    if isinstance(made, Tensor):
-        if made.is_floating_point():
-            yield made
-    elif isinstance(made, Mapping):
-        for part in made.values():
-            yield from _tensors(part)
-    elif isinstance(made, tuple | list):
-        for part in made:
-            yield from _tensors(part)

@@ -60,7 +60,12 @@ def describe(path: str | Path) -> dict[str, Any]:
         "file_bytes": header.file_bytes,
         "sha256": header.sha256 or None,
         **{key: header.manifest.get(key) for key in _SUMMARY},
-        "sparsity": 1 - kept / total if total else 0.0,
+        # Of channels the bits say how many are kept, but not how much goes with each.
+        "sparsity": header.manifest["sparsity"]
+        if header.format == TICKET_FORMAT and header.manifest["granularity"] == "channel"
+        else 1 - kept / total
+        if total
+        else 0.0,
         "kept": kept,
         "prunable": total,
         "tensors": len(stored),
@@ -86,6 +91,7 @@ def describe_text(info: dict[str, Any]) -> str:
         lines.append(f"  {key.replace('_', ' ') + ':':14}{shown(text)}")
     if info["layers"]:
         of = "prunable weights" if info["format"] == TICKET_FORMAT else "weights in layers"
+        of = "channels" if info["granularity"] == "channel" and "prunable" in of else of
         lines.append(
             f"  {'sparsity:':14}{info['sparsity']:.4%} "
             f"({info['kept']:,} of {info['prunable']:,} {of} kept)"

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, remove_spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel
 
 from tombola.errors import ConfigError, TicketError
@@ -97,6 +99,28 @@ def load_plain_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def without_spectral_norm(module: nn.Module) -> None:
+    """Put the raw tensors in the place of spectral-normed ones, in place: for a copy of a network.
+
+    Of one module without its children, for either of torch's implementations. Other
+    parametrizations stay.
+    """
+    if parametrize.is_parametrized(module):
+        chains = module.parametrizations
+        assert isinstance(chains, nn.ModuleDict)
+        if all(isinstance(part, _SpectralNorm) for c in chains.values() for part in c.children()):
+            raw = {name: chain._parameters["original"] for name, chain in chains.items()}
+            # Removing them by torch's function changes the class, which a copy shares with its
+            # original; here the copy alone gets another class.
+            del module._modules["parametrizations"]
+            module.__class__ = type(module).__mro__[1]
+            module._parameters.update(raw)
+    for hook in [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]:
+        weight = getattr(module, f"{hook.name}_orig").detach().clone()
+        remove_spectral_norm(module, hook.name)
+        setattr(module, hook.name, nn.Parameter(weight))
 
 
 def _leaves(module: nn.Module) -> dict[str, Tensor]:

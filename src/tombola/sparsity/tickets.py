@@ -90,16 +90,28 @@ class Ticket:
         """
         _start(networks, self.weights)
 
+    def held(self, networks: Mapping[str, nn.Module]) -> Masks:
+        """The masks of all that must stay zero; of a channel ticket more than its own bits.
+
+        Raises as :func:`tombola.compact` for a channel ticket of other networks.
+        """
+        if self.manifest.get("granularity") != "channel":
+            return self.masks
+        from tombola.sparsity.compact import cut_of
+
+        return cut_of(networks, self).masks(networks)
+
     @contextlib.contextmanager
     def enforce(self, networks: Mapping[str, nn.Module], optimizers: Optimizers) -> Iterator[Hold]:
         """Hold the masks inside the ``with``: at once, and after each step of the optimizers.
 
+        A channel ticket's channels are zeroed with all that belongs to them.
         Moments that an optimizer already has are zeroed at pruned positions. Hooks are removed at
         the end, also after an exception. TicketError if a mask fits no parameter, ConfigError for
         what is no optimizer.
         """
         several = _as_list(optimizers)
-        hold = Hold(networks, self.masks)
+        hold = Hold(networks, self.held(networks))
         hold.apply()
         for optimizer in several:
             hold.mask_optimizer(optimizer)

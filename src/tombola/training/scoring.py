@@ -5,17 +5,33 @@ The same batches and draws whenever asked, so that a criterion may go over them 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tombola.data.batches import Batches
 from tombola.errors import ConfigError
 from tombola.runtime import derive_seed
-from tombola.sparsity.at_init import Inputs
-from tombola.tasks.base import Networks, Task, Turn
+from tombola.sparsity.cutting import Inputs
+from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.trainer import BatchSource
+
+PROBE = 2
+"""Blank images with which it is learnt what each network is called with."""
+
+
+def inputs_of(task: Task, networks: Networks, shape: Shape) -> dict[str, Inputs]:
+    """What each network is called with in its turn's loss, on blank images; networks stay as is.
+
+    ConfigError for a network that no loss calls.
+    """
+    copies = {name: copy.deepcopy(network).cpu() for name, network in networks.items()}
+    blank = torch.zeros(PROBE, *shape)
+    blind = Batches(blank.to(torch.uint8), PROBE, 0)
+    return Scored(task, copies, blind, 0).inputs(blank)
 
 
 class Scored:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from tombola.errors import ConfigError, DivergedError, TicketError
 from tombola.runtime import Runtime, derive_seed
+from tombola.sparsity.cutting import resize
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.names import load_plain_state, plain_state
+from tombola.sparsity.names import load_plain_state, plain_parameters, plain_state
 from tombola.tasks.base import Networks, Task, Turn
 
 LOG_ROWS = 100
@@ -80,11 +81,13 @@ class Trainer:
         self._pending: list[tuple[int, str, Tensor]] = []
         self._log_every = max(1, settings.total_steps // LOG_ROWS)
         self._averages: dict[str, Tensor] = {}
+        self._pressed: dict[str, list[nn.Parameter]] = {}
+        self._pressure = 0.0
         if self.hold is not None:
             self.hold.apply()
         if settings.ema:
             made = {n: net for n, net in networks.items() if task.role(n) != "discriminator"}
-            self._averages = {k: v.detach().clone() for k, v in _named(made).items()}
+            self._averages = {k: v.detach().clone() for k, v in named_state(made).items()}
 
     def advance(self) -> None:
         """One step: every turn in order; DivergedError at a loss that is not finite."""
@@ -107,6 +110,9 @@ class Trainer:
                     result = self.task.loss(turn.name, self.networks, images)
                 loss = self._scalar(turn, result)
                 loss.backward()  # type: ignore[no-untyped-call]
+                for scale in self._pressed.get(turn.name, ()):
+                    if scale.grad is not None:
+                        scale.grad.add_(scale.detach().sign(), alpha=self._pressure)
                 optimizer.step()
                 if self._constrains:
                     with torch.no_grad():
@@ -119,6 +125,27 @@ class Trainer:
         self.step = step + 1
         self._average()
         self._watch(parts)
+
+    def press(self, names: Collection[str], strength: float) -> None:
+        """From now on pull some parameters, by ``network.parameter``, towards zero.
+
+        Adds ``strength`` times their sign to their gradients: an L1 penalty on normalisation
+        scales, as in Liu et al. 2017, "Network slimming", equation 1.
+        """
+        self._pressure = strength
+        chosen = {id(leaf) for name, leaf in _named_parameters(self.networks) if name in names}
+        self._pressed = {
+            turn: [leaf for leaf in learners if id(leaf) in chosen]
+            for turn, learners in self._learners.items()
+        }
+
+    def moments_of(self) -> dict[str, list[str]]:
+        """Turn -> ``network.parameter`` of what learns in it, in its optimizer's order."""
+        names = {id(leaf): name for name, leaf in _named_parameters(self.networks)}
+        return {
+            turn: [names[id(leaf)] for leaf in learners]
+            for turn, learners in self._learners.items()
+        }
 
     def _seed(self, value: int) -> None:
         """Seed torch's global generators of the devices that the losses draw from."""
@@ -191,7 +218,7 @@ class Trainer:
     def _average(self) -> None:
         if not self._averages:
             return
-        live = _named(self.networks)
+        live = named_state(self.networks)
         floating = [k for k, v in self._averages.items() if v.is_floating_point()]
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -202,7 +229,7 @@ class Trainer:
             for name in self._averages.keys() - set(floating):
                 self._averages[name].copy_(live[name])
 
-    def judged_weights(self) -> dict[str, Tensor]:
+    def judged_weights(self, *, averaged: bool = True) -> dict[str, Tensor]:
         """``network.name`` -> the weights and buffers that are judged: averaged if there are any.
 
         Masked when read: an average that began with dense weights forgets them only slowly. Raises
@@ -211,7 +238,7 @@ class Trainer:
         if self.hold is not None:
             leaks = self.hold.leaks()
             assert not leaks, f"pruned weights are not zero in {', '.join(leaks)}"
-        source = {**_named(self.networks), **self._averages}
+        source = {**named_state(self.networks), **(self._averages if averaged else {})}
         state = {name: value.detach().clone() for name, value in source.items()}
         if self.hold is not None:
             self.hold.mask_state(state)
@@ -220,7 +247,7 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a later process needs to go on: tensors by name, and a manifest."""
         self.check()
-        tensors = {f"network.{k}": v.detach() for k, v in _named(self.networks).items()}
+        tensors = {f"network.{k}": v.detach() for k, v in named_state(self.networks).items()}
         tensors.update({f"average.{k}": v for k, v in self._averages.items()})
         scalars: dict[str, Any] = {}
         for turn, optimizer in self.optimizers.items():
@@ -293,6 +320,15 @@ def prepare(networks: Networks, runtime: Runtime) -> None:
         network.train()
 
 
+def load_any_size(networks: Networks, weights: Mapping[str, Tensor]) -> None:
+    """Load weights of the task's networks, or of ones cut smaller, which these then become.
+
+    TicketError as :func:`load_weights` for what cannot be a smaller version of the networks.
+    """
+    resize(networks, {name: tuple(value.shape) for name, value in weights.items()})
+    load_weights(networks, weights)
+
+
 def load_weights(networks: Networks, weights: Mapping[str, Tensor]) -> None:
     """Load ``network.name`` -> tensor into networks, in place; TicketError names what is off."""
     known = tuple(f"{name}." for name in networks)
@@ -305,12 +341,19 @@ def load_weights(networks: Networks, weights: Mapping[str, Tensor]) -> None:
         load_plain_state(network, _under(weights, f"{name}."))
 
 
-def _named(networks: Networks) -> dict[str, Tensor]:
+def named_state(networks: Networks) -> dict[str, Tensor]:
+    """Every parameter and buffer by ``network.name``; they share memory with the networks."""
     return {
         f"{name}.{key}": value
         for name, network in networks.items()
         for key, value in plain_state(network).items()
     }
+
+
+def _named_parameters(networks: Networks) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, network in networks.items():
+        for key, leaf in plain_parameters(network).items():
+            yield f"{name}.{key}", leaf
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

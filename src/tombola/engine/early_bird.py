@@ -1,0 +1,332 @@
+"""Stages of early-bird tickets: watch a dense training until its channel masks settle, and cut.
+
+One watch serves several shares of channels: the training goes on until the last of them is found,
+or half of its steps are done. What is kept of each is the whole state at its step, so that the cut
+carries the optimizer's moments and the averaged weights over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tombola.engine.context import Context, commit, diverged
+from tombola.engine.loop import Loop
+from tombola.engine.starts import trainer_of
+from tombola.errors import ConfigError, DivergedError
+from tombola.recipes.thin import forward_macs, thin_networks, thin_plan
+from tombola.recipes.trial import thinner, work_of
+from tombola.runs.plan import Node
+from tombola.sparsity.at_init import select
+from tombola.sparsity.compact import Channels, Kept, check_cut, random_like, rounded
+from tombola.sparsity.cutting import Cut, shrink
+from tombola.sparsity.earlybird import Watch, channel_masks, overlap
+from tombola.sparsity.masks import Masks, kept_at
+from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
+from tombola.tasks.base import Networks
+from tombola.training.checkpoint import load_state, load_weights_file, save_state
+from tombola.training.scoring import inputs_of
+from tombola.training.trainer import Trainer, load_any_size, load_weights
+
+
+def watch(node: Node, context: Context) -> None:
+    """Train the dense networks until every share's masks have settled, or half of the steps."""
+    config = node.config
+    part = context.store.begin(node.hash)
+    trainer = trainer_of(config, context, None)
+    channels = _channels(trainer, config)
+    # Counted now: turns of a training switch gradients on and off.
+    macs = work_of(trainer.task, trainer.networks, tuple(config["data"]["shape"])).step_macs
+    if config["scale_l1"]:
+        trainer.press({name for g in channels.groups for name in g.scales}, config["scale_l1"])
+    watches = {
+        share: Watch(config["delta"], config["rule"] == "corrected") for share in config["compress"]
+    }
+    checkpoint, seconds = part / "checkpoint.safetensors", 0.0
+    cuts: dict[str, dict[str, Any]] = {}
+    if checkpoint.exists():
+        tensors, manifest = load_state(checkpoint)
+        trainer.resume(tensors, manifest)
+        seconds, cuts = float(manifest["seconds"]), manifest["cuts"]
+        watches = {share: unpacked(each) for share, each in manifest["watches"].items()}
+    loop = Loop(trainer, context.progress, checkpoint, seconds, 0)
+    loop.extra = lambda: {
+        "watches": {share: packed(each) for share, each in watches.items()},
+        "cuts": cuts,
+    }
+    last = max(1, config["steps"] // 2)
+    try:
+        while True:
+            if trainer.step and trainer.step % config["draw_steps"] == 0:
+                _draw(watches, trainer, channels, config)
+            for share in [s for s in watches if s not in cuts]:
+                if watches[share].found is not None or trainer.step == last:
+                    loop.close()
+                    kept = _newest(watches[share], share, trainer, channels, config)
+                    cuts[share] = _found(watches[share], loop, kept)
+                    save_state(part / f"cut-{share}.safetensors", trainer)
+            if len(cuts) == len(watches):
+                break
+            loop.advance()
+        trainer.check()
+    except DivergedError as error:
+        loop.close()
+        why = {"diverged": error.step, "why": str(error)}
+        commit(node, context, {**why, "seconds": loop.seconds, "log": trainer.log})
+        return
+    context.progress(last - trainer.step)
+    checkpoint.unlink(missing_ok=True)
+    record = {
+        **loop.extra(),
+        "seconds": loop.seconds,
+        "log": trainer.log,
+        "left": channels.left,
+        "by_scale": sorted(channels.by_scale),
+        "channels": {group.name: group.n for group in channels.groups},
+        "step_macs": macs,
+    }
+    commit(node, context, record)
+
+
+def _found(watch: Watch, loop: Loop, kept: Masks) -> dict[str, Any]:
+    """What the record says of a cut: when, after how long, whether forced, and what is kept."""
+    return {
+        "step": loop.trainer.step,
+        "seconds": loop.seconds,
+        "forced": watch.found is None,
+        "kept": _hex(kept),
+    }
+
+
+def cut(node: Node, context: Context) -> None:
+    """Cut the networks at the state that the watch kept, and prove that nothing else changed."""
+    config = node.config
+    part = context.store.begin(node.hash)
+    if diverged(context, node.parents["watch"]):
+        commit(node, context, {"not_run": True})
+        return
+    start = time.perf_counter()
+    watched = context.store.record(node.parents["watch"])
+    found = watched["cuts"][config["compress"]]
+    folder = context.store.path(node.parents["watch"])
+    tensors, manifest = load_state(folder / f"cut-{config['compress']}.safetensors")
+    trainer = trainer_of(watched["config"], context, None)
+    load_weights(trainer.networks, _under(tensors, "network."))
+    channels = _channels(trainer, watched["config"])
+    kept = _bits(found["kept"], watched["channels"])
+    if config["round_to"] > 1:
+        kept = rounded(channels.scores(trainer.networks), kept, config["round_to"])
+    if config["channels"] == "random":
+        kept = random_like(kept, config["seed"])
+    away = channels.cut(kept)
+    shape = tuple(config["data"]["shape"])
+    inputs = inputs_of(trainer.task, trainer.networks, shape)
+    check_cut(trainer.networks, inputs, away)
+    masks = channels.masks(kept, trainer.networks)
+    away.zero(trainer.networks)
+    whole = {k: v.clone() for k, v in trainer.judged_weights(averaged=False).items()}
+    ticket = Ticket(masks, whole, {"granularity": "channel"})
+    save_ticket(part / "ticket.safetensors", ticket)
+    small = _sliced(tensors, away, trainer.moments_of())
+    save_tensors(part / "state.safetensors", small, {**manifest, "log": []}, checksum=False)
+    before = _sizes(trainer.networks)
+    shrink(trainer.networks, away)
+    seconds = time.perf_counter() - start
+    pruned = {group.name.partition(".")[0] for group in channels.groups}
+    record = {
+        "seconds": float(found["seconds"]) + seconds,
+        "cut_seconds": seconds,
+        "macs": watched["step_macs"] * found["step"],
+        "from_step": found["step"],
+        "forced": found["forced"],
+        **_made(trainer, shape, before, pruned),
+        "widths": {name: [len(mask), int(mask.sum())] for name, mask in kept.items()},
+        "inputs": {name: [list(x.shape[1:]) for x in each] for name, each in inputs.items()},
+    }
+    commit(node, context, record)
+
+
+def overlaps(node: Node, context: Context) -> None:
+    """How many of a ticket's channels are chosen at the end of dense training, and by chance."""
+    config = node.config
+    context.store.begin(node.hash)
+    if diverged(context, *node.parents.values()):
+        commit(node, context, {"not_run": True})
+        return
+    watched = context.store.record(node.parents["watch"])
+    trainer = trainer_of(watched["config"], context, None)
+    final = context.store.path(node.parents["dense"]) / "final.safetensors"
+    load_weights(trainer.networks, load_weights_file(final))
+    channels = _channels(trainer, watched["config"])
+    share = config["compress"]
+    late = _masks(channels, trainer.networks, share, watched["config"])
+    early = _bits(watched["cuts"][share]["kept"], watched["channels"])
+    shared = overlap(early, late or _by_position(channels, trainer.networks, share))
+    commit(node, context, {"overlap": {name: list(pair) for name, pair in shared.items()}})
+
+
+def thin(node: Node, context: Context) -> None:
+    """Find the thin dense networks that cost what a ticket's smaller networks cost."""
+    config = node.config
+    context.store.begin(node.hash)
+    if diverged(context, node.parents["cut"]):
+        commit(node, context, {"not_run": True})
+        return
+    cut_record = context.store.record(node.parents["cut"])
+    task, shape = context.make_task(config), tuple(config["data"]["shape"])
+    if config["match"] == "parameters":
+        found = thinner(task, shape, cut_record["parameters"])
+        work = {"step_macs": found.work.step_macs, "sample_macs": found.work.sample_macs}
+        record = {"options": dict(found.options), "parameters": found.parameters, "work": work}
+        commit(node, context, {**record, "steps": config["steps"]})
+        return
+    small = task.networks(shape)
+    tensors, _ = load_state(context.store.path(node.parents["cut"]) / "state.safetensors")
+    load_any_size(small, _under(tensors, "network."))
+    inputs = inputs_of(task, small, shape)
+    wanted = {name: forward_macs(network, inputs[name]) for name, network in small.items()}
+    plan = thin_plan(task, shape, wanted)
+    networks = thin_networks(task, shape, plan)
+    own = work_of(task, networks, shape)
+    # Trained until it has spent what the search and the smaller networks spent together.
+    spent = cut_record["macs"]
+    spent += (config["steps"] - cut_record["from_step"]) * cut_record["work"]["step_macs"]
+    record = {
+        "plan": plan,
+        "parameters": sum(_sizes(networks).values()),
+        "work": {"step_macs": own.step_macs, "sample_macs": own.sample_macs},
+        "steps": max(1, round(spent / own.step_macs)),
+    }
+    commit(node, context, record)
+
+
+def packed(watch: Watch) -> dict[str, Any]:
+    """A watch as JSON: its draws as hexadecimal bits, and the distances that decided."""
+    tensors, state = watch.state()
+    draws = {name: _hex({name: rows.flatten()})[name] for name, rows in tensors.items()}
+    sizes = {name: rows.shape[1] for name, rows in tensors.items()}
+    return {**state, "draws": draws, "sizes": sizes, "largest": watch.largest}
+
+
+def unpacked(state: Mapping[str, Any]) -> Watch:
+    """The watch that :func:`packed` made JSON of."""
+    count = len(state["steps"])
+    sizes = {name: count * size for name, size in state["sizes"].items()}
+    flat = _bits(state["draws"], sizes)
+    return Watch.load({name: rows.reshape(count, -1) for name, rows in flat.items()}, state)
+
+
+def _channels(trainer: Trainer, config: Mapping[str, Any]) -> Channels:
+    shape = tuple(config["data"]["shape"])
+    inputs = inputs_of(trainer.task, trainer.networks, shape)
+    return Channels.of(trainer.networks, inputs, config["prune"])
+
+
+def _draw(
+    watches: Mapping[str, Watch], trainer: Trainer, channels: Channels, config: Mapping[str, Any]
+) -> None:
+    """Add this step's masks to every watch that has not found its ticket, if there are any yet."""
+    for share, watch in watches.items():
+        drawn_now = bool(watch.steps) and watch.steps[-1] >= trainer.step
+        if watch.found is None and not drawn_now:
+            masks = _masks(channels, trainer.networks, share, config)
+            if masks is not None:
+                watch.add(trainer.step, masks)
+
+
+def _masks(
+    channels: Channels, networks: Networks, share: str, config: Mapping[str, Any]
+) -> Masks | None:
+    """The masks of a share now: scales in one pool, filter norms within their own network."""
+    scores = channels.scores(networks)
+    names = {name.partition(".")[0] for name in scores}
+    pools = [channels.by_scale, *({name} for name in sorted(names - channels.by_scale))]
+    found: Masks = {}
+    for pool in pools:
+        own = {name: v for name, v in scores.items() if name.partition(".")[0] in pool}
+        if own:
+            apart = config["settle"] == "apart"
+            masks = channel_masks(own, share, apart=apart, floor=config["floor"])
+            if masks is None:
+                return None
+            found |= masks
+    return {name: found[name] for name in scores}
+
+
+def _newest(
+    watch: Watch, share: str, trainer: Trainer, channels: Channels, config: Mapping[str, Any]
+) -> Masks:
+    """The masks to cut by: those found, or else (forced) those of this very step."""
+    if watch.masks is not None:
+        return watch.masks
+    now = _masks(channels, trainer.networks, share, config)
+    return now or _by_position(channels, trainer.networks, share)
+
+
+def _by_position(channels: Channels, networks: Networks, share: str) -> Masks:
+    """The masks of a share where the scores leave a tie, for want of better by position."""
+    scores = channels.scores(networks)
+    return select(scores, kept_at(sum(len(row) for row in scores.values()), share))
+
+
+def _sliced(
+    tensors: Mapping[str, Tensor], away: Cut, learners: Mapping[str, list[str]]
+) -> dict[str, Tensor]:
+    """A training's state without what goes: weights, buffers, averages and moments."""
+    found = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind != "optimizer":
+            found[name] = away.apply(rest, value)
+            continue
+        turn, index, key = rest.split(".", 2)
+        parameter = learners[turn][int(index)]
+        try:
+            found[name] = away.apply(parameter, value) if value.dim() else value
+        except (IndexError, RuntimeError) as error:
+            raise ConfigError(
+                f"the optimizer keeps {key!r} of {parameter} in shape {list(value.shape)}, which "
+                "cannot be cut with it; use Adam, SGD or RMSprop"
+            ) from error
+    return found
+
+
+def _made(
+    trainer: Trainer, shape: Any, before: Mapping[str, int], pruned: set[str]
+) -> dict[str, Any]:
+    """What is left after a cut: parameters, work and sparsity."""
+    after = _sizes(trainer.networks)
+    gone = sum(before.values()) - sum(after.values())
+    work = work_of(trainer.task, trainer.networks, shape)
+    return {
+        "parameters": sum(after.values()),
+        "sparsity": gone / sum(before[name] for name in pruned),
+        "sparsity_all": gone / sum(before.values()),
+        "work": {"step_macs": work.step_macs, "sample_macs": work.sample_macs},
+    }
+
+
+def _sizes(networks: Networks) -> dict[str, int]:
+    return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
+
+
+def _hex(masks: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: np.packbits(mask.numpy()).tobytes().hex() for name, mask in masks.items()}
+
+
+def _bits(texts: Mapping[str, str], sizes: Mapping[str, int]) -> Kept:
+    found = {}
+    for name, text in texts.items():
+        raw = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+        bits = np.unpackbits(raw, count=sizes[name]).astype(bool)
+        found[name] = torch.from_numpy(bits)
+    return found
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,51 @@
+"""What a value of the config may be; ConfigError says what came in and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tombola.errors import ConfigError, unknown
+
+
+def one_of(noun: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
+    """ConfigError unless a value is one of those allowed; names to come are said to be so."""
+    if value in to_come:
+        raise ConfigError(f"{noun} {value!r} is not built yet; built are: {', '.join(allowed)}")
+    if value not in allowed:
+        raise unknown(noun, value, allowed)
+
+
+def some(name: str, values: tuple[str, ...]) -> None:
+    """ConfigError for an empty list."""
+    if not values:
+        raise ConfigError(f"{name} is empty; give at least one value")
+
+
+def distinct(noun: str, values: tuple[str, ...]) -> None:
+    """ConfigError for a list that names a value twice."""
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
+
+
+def integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    """ConfigError unless a whole number lies from ``low`` to ``high`` (None = no end)."""
+    if value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} got {value}; it takes a whole number {allowed}")
+
+
+def number(
+    name: str, value: Any, low: float, high: float = math.inf, open_high: bool = False
+) -> None:
+    """ConfigError unless a value is a finite number from ``low`` to ``high``, or below it."""
+    fine = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+        and not (open_high and value == high)
+    )
+    if not fine:
+        top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
+        raise ConfigError(f"{name} got {value!r}; it takes a finite number from {low:g}{top}")

@@ -1,0 +1,155 @@
+"""How is a dense network made thin, so that it costs what a smaller network costs?
+
+By the task's option ``width``, each network for itself, to the least that is not below the wished
+work; what is then too much goes evenly from all layers, channel by channel. So initial weights are
+drawn as the task draws them for a network of about that size.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tombola.errors import ConfigError, UserError
+from tombola.recipes.trial import task_options
+from tombola.sparsity.channels import Group, channel_groups
+from tombola.sparsity.cost import count_macs
+from tombola.sparsity.cutting import Cut, Inputs, outputs_of, shrink
+from tombola.tasks.base import Networks, Shape, Task
+from tombola.training.scoring import inputs_of
+
+NEAR = 0.02
+"""How far from the wished work a thin network may be, as a share of it; the tiniest networks,
+where one channel is more than that, come as near as they can."""
+
+
+def forward_macs(network: nn.Module, inputs: Inputs) -> int:
+    """Multiply-adds of one answer of a network in eval mode to one of a batch of inputs."""
+    was = network.training
+    network.eval()
+    with torch.no_grad():
+        macs = count_macs(lambda: network(*inputs))
+    network.train(was)
+    return macs // len(inputs[0])
+
+
+def thin_plan(task: Task, shape: Shape, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """By network, the ``width`` and the channels of each group that give it its wished work.
+
+    ``wanted``: network -> multiply-adds of one forward pass. ConfigError for a task without an
+    option ``width``.
+    """
+    plan: dict[str, Any] = {}
+    for name, macs in wanted.items():
+        width = _least_width(task, shape, name, macs)
+        networks = _wide(task, width).networks(shape)
+        inputs = inputs_of(task, networks, shape)[name]
+        counts = _trim(name, networks[name], inputs, macs)
+        plan[name] = {"width": width, "counts": counts}
+    return plan
+
+
+def thin_networks(task: Task, shape: Shape, plan: Mapping[str, Any]) -> Networks:
+    """New thin networks by a plan, drawn from torch's global generator."""
+    networks: Networks = {}
+    for name, part in plan.items():
+        made = _wide(task, part["width"]).networks(shape)
+        if part["counts"]:
+            inputs = inputs_of(task, made, shape)[name]
+            groups = channel_groups(name, made[name], inputs)
+            shrink({name: made[name]}, _evenly(groups, part["counts"]))
+        networks[name] = made[name]
+    return networks
+
+
+def _wide(task: Task, width: int) -> Task:
+    return type(task)(**{**task_options(task), "width": width})
+
+
+def _least_width(task: Task, shape: Shape, name: str, macs: int) -> int:
+    """The least width whose network has at least so much work, and the task's own interface."""
+    widest = task_options(task).get("width")
+    if not isinstance(widest, int) or isinstance(widest, bool):
+        raise ConfigError(
+            f"control thin-flops makes networks thinner by the option width, which "
+            f"{type(task).__name__} does not have; give it one, or leave the control out"
+        )
+    own = task.networks(shape)
+    inputs = inputs_of(task, own, shape)[name]
+    outer = [x.shape for x in outputs_of(own[name], inputs)]
+
+    def work(width: int) -> int | None:
+        """Multiply-adds at a width; None where there is no such network between the others."""
+        try:
+            network = _wide(task, width).networks(shape)[name]
+            fits = [x.shape for x in outputs_of(network, inputs)] == outer
+        except (UserError, RuntimeError):
+            return None
+        return forward_macs(network, inputs) if fits else None
+
+    low, high = 0, widest
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = work(middle)
+        low, high = (low, middle) if found is not None and found >= macs else (middle, high)
+    return high
+
+
+def _trim(name: str, network: nn.Module, inputs: Inputs, macs: int) -> dict[str, int]:
+    """Channels to keep of each group so that the work is within 2%; none if it is already."""
+    own = forward_macs(network, inputs)
+    if abs(own - macs) <= NEAR * macs:
+        return {}
+    groups = [g for g in channel_groups(name, network, inputs) if not g.reason]
+
+    def work(counts: Mapping[str, int]) -> int:
+        small = copy.deepcopy(network)
+        shrink({name: small}, _evenly(groups, counts))
+        return forward_macs(small, inputs)
+
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        share = (low + high) / 2
+        counts = {g.name: max(1, round(g.n * share)) for g in groups}
+        low, high = (low, share) if work(counts) >= macs else (share, high)
+    counts = {g.name: max(1, round(g.n * high)) for g in groups}
+    sizes = {g.name: g.n for g in groups}
+    # Evenly is as near as whole channels of all layers come; then one channel more or less here
+    # and there, as long as that comes nearer.
+    off = abs(work(counts) - macs)
+    while off > NEAR * macs:
+        tries = [(abs(work(near) - macs), near) for near in _neighbours(counts, sizes)]
+        best = min(tries, key=lambda pair: pair[0], default=(off, counts))
+        if best[0] >= off:
+            break
+        off, counts = best
+    return counts
+
+
+def _neighbours(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The counts with one channel more or less in one group, or in each of two."""
+    moves = [{name: change} for name in counts for change in (-1, 1)]
+    moves += [
+        {one: a, other: b}
+        for one, other in itertools.combinations(counts, 2)
+        for a in (-1, 1)
+        for b in (-1, 1)
+    ]
+    for move in moves:
+        near = {name: count + move.get(name, 0) for name, count in counts.items()}
+        if all(1 <= near[name] <= sizes[name] for name in near):
+            yield near
+
+
+def _evenly(groups: list[Group], counts: Mapping[str, int]) -> Cut:
+    """The cut that leaves the first channels of every group."""
+    parts = []
+    for group in groups:
+        if group.name in counts:
+            parts.append((group.slices, torch.arange(group.n) < counts[group.name]))
+    return Cut.of(parts)

@@ -1,0 +1,116 @@
+"""What does ``tombola sample`` do: images of a model file, or of what was exported from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tombola.api import model_networks
+from tombola.data.batches import normalise, to_uint8
+from tombola.data.sources import load_images
+from tombola.engine.judging import BATCH, save_grid
+from tombola.errors import ConfigError, TicketError
+from tombola.exported import files
+from tombola.exported.facts import Facts, check_sampling, format_of
+from tombola.exported.run import network_of
+from tombola.recipes.setting import task_class
+from tombola.registry import DATA
+from tombola.runtime import rng
+from tombola.sparsity.layout import shown
+from tombola.sparsity.tickets import load_model_file
+from tombola.tasks.base import Task
+
+Make = Callable[[Tensor], Tensor]
+
+
+def sample(
+    path: Path,
+    n: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    task: str | None = None,
+    data: str = "",
+    data_dir: Path | None = None,
+) -> list[Path]:
+    """Write ``n`` images of a model or exported file as PNG files and one grid; returns the paths.
+
+    Equal seeds draw equal latents from either kind of file. Autoencoders have no prior: from a
+    model file they reconstruct the first ``n`` images of ``data``'s judge split.
+    """
+    if format_of(path):
+        given, make = _of_exported(path, n, seed, task)
+    else:
+        given, make = _of_model(path, n, seed, task, (data, data_dir))
+    with torch.no_grad():
+        pictures = torch.cat([to_uint8(make(part)) for part in torch.split(given, BATCH)])
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, picture in enumerate(pictures):
+        paths.append(out / f"{index:05d}.png")
+        save_grid(paths[-1], picture[None], columns=1)
+    save_grid(out / "grid.png", pictures[:64])
+    return [*paths, out / "grid.png"]
+
+
+def _of_model(
+    path: Path, n: int, seed: int, task: str | None, source: tuple[str, Path | None]
+) -> tuple[Tensor, Make]:
+    """(latents, or images to reconstruct; what makes images of them) of a model file."""
+    weights, manifest = load_model_file(path)
+    built, networks = model_networks(path, weights, manifest, task)
+    if built.latent:
+        return built.latents(n, rng(seed, "sample")), lambda part: built.sample(networks, part)
+    images = _judge_images(path, manifest, n, *source)
+    return images, lambda part: built.reconstruct(networks, normalise(part))
+
+
+def _of_exported(path: Path, n: int, seed: int, task: str | None) -> tuple[Tensor, Make]:
+    """(latents, the network) of an exported file."""
+    opened = files.read(path)
+    check_sampling(path, opened.facts, task)
+    latents = _drawing_task(opened.facts, task).latents(n, rng(seed, "sample"))
+    if tuple(latents.shape) != (n, opened.facts.latent):
+        raise TicketError(
+            f"{path} takes latents of length {opened.facts.latent}, but its task draws "
+            f"{list(latents.shape)}; give the task it was exported with"
+        )
+    return latents, network_of(opened)
+
+
+def _drawing_task(facts: Facts, task: str | None) -> Task:
+    """The task whose rule draws the latents: the one named, else the file's, else any, as N(0, I).
+
+    A file names no code: only a registered task is built because the file says so.
+    """
+    if task is None and facts.prior == "normal":
+        return Task(latent=facts.latent)
+    kind = task_class(task or facts.task)
+    allowed = kind.options()
+    return kind(**{key: value for key, value in facts.options.items() if key in allowed})
+
+
+def _judge_images(
+    path: Path, manifest: Mapping[str, Any], n: int, data: str, data_dir: Path | None
+) -> Tensor:
+    """The first ``n`` judge images that a model is to reconstruct, uint8 (N, C, H, W)."""
+    name = manifest.get("data")
+    if not data and name not in DATA.names():
+        # Only the caller's words may lead to files: the model's own name for its data does not.
+        raise ConfigError(
+            f"{path} reconstructs images, and its own ({shown(name)}) have no registered name; "
+            "say with --data which to take"
+        )
+    channels, height, width = (int(v) for v in manifest["shape"])
+    images = load_images(data or str(name), (channels, height, width), data_dir=data_dir)
+    judged = images.splits["judge"]
+    if n > len(judged):
+        raise ConfigError(
+            f"--n got {n}, but {images.name} has {len(judged)} judge images to reconstruct; "
+            f"ask for at most {len(judged)}"
+        )
+    return judged[:n]

@@ -1,0 +1,364 @@
+"""Early-bird tickets from the watch to the smaller network: found, cut, trained, and paid."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import in_process
+import tombola
+from helpers import WideGAN
+from tombola.engine import early_bird, loop
+from tombola.engine.early_bird import packed, unpacked
+from tombola.errors import ConfigError, TicketError
+from tombola.runs.store import Store
+from tombola.sparsity.earlybird import Watch
+from tombola.training.checkpoint import load_state
+from tombola.training.trainer import Trainer
+
+HERE = Path(__file__).parent
+TASK = f"{HERE / 'toy_task.py'}:WideGAN"
+SHARES = ("0.3", "0.6")
+STEPS = 60
+DRAW, FOUND = 2, 10
+"""An epoch is 1,080 images, 200 a step (two updates of the critic): a quarter is two steps."""
+
+
+def find(out, monkeypatch, **options):
+    in_process.use(monkeypatch)
+    prune = {"delta": 0.9, **options.pop("set_prune", {})}
+    small = {
+        "data": "digits",
+        "method": "early-bird",
+        "compress": ",".join(SHARES),
+        "seeds": 1,
+        "threads": 1,
+        "workers": 1,
+        "settings": {"prune": prune, "judge": {"samples": 100, "validation_samples": 20}},
+    }
+    with in_process.Restored():
+        return tombola.find(TASK, out=out, **{**small, **options})
+
+
+def records(out, kind):
+    found = [json.loads(p.read_text()) for p in (out / "store").glob("*/run.json")]
+    return [r for r in found if r["kind"] == kind]
+
+
+def costs(out):
+    with (out / "costs.csv").open() as file:
+        return {(r["arm"], float(r["compress"])): r for r in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        return find(tmp_path_factory.mktemp("eb") / "out", patch)
+
+
+def test_five_draws_a_quarter_epoch_apart_and_the_cut_is_at_the_last(found):
+    (watch,) = records(found.out, "watch")
+    assert watch["config"]["draw_steps"] == DRAW
+    # With so wide a delta all settles as soon as there are five masks to compare.
+    assert {share: cut["step"] for share, cut in watch["cuts"].items()} == dict.fromkeys(
+        SHARES, FOUND
+    )
+    assert not any(cut["forced"] for cut in watch["cuts"].values())
+    assert watch["watches"]["0.3"]["steps"] == [2, 4, 6, 8, 10]
+    assert watch["left"] == {
+        "generator.7": "it makes the network's output",
+        "discriminator.7": "it makes the network's output",
+    }
+    assert watch["channels"] == {
+        "generator.2": 16,
+        "generator.5": 8,
+        "discriminator.1": 8,
+        "discriminator.4": 16,
+    }
+
+
+def test_exact_counts_and_every_parameter_that_goes_is_counted(found):
+    dense = WideGAN().networks((1, 8, 8))
+    whole = sum(p.numel() for n in dense.values() for p in n.parameters())
+    for share, removed in (("0.3", 14), ("0.6", 29)):  # of 48 channels, floor(33.6 + 1/2) stay
+        (cut,) = [
+            r
+            for r in records(found.out, "cut")
+            if r["config"]["compress"] == share and r["config"]["channels"] == "ticket"
+        ]
+        g1, g2, d1, d2 = (
+            cut["widths"][name][1]
+            for name in ("generator.2", "generator.5", "discriminator.1", "discriminator.4")
+        )
+        assert g1 + g2 + d1 + d2 == 48 - removed
+        generator = 4 * g1 * 16 + 2 * g1 + g1 * g2 * 16 + 2 * g2 + g2 * 9 + 1
+        critic = d1 * 16 + d1 + 2 * d1 + d1 * d2 * 9 + d2 + 2 * d2 + d2 * 16 + 1
+        assert cut["parameters"] == generator + critic
+        assert cut["sparsity"] == cut["sparsity_all"] == (whole - generator - critic) / whole
+
+
+def test_the_table_has_the_smaller_network_and_its_three_opponents(found):
+    rows = costs(found.out)
+    arms = ("dense", "compact", "random-channels", "thin-flops", "thin-parameters")
+    assert set(rows) == {(arm, float(share)) for arm in arms for share in SHARES}
+    for share in (0.3, 0.6):
+        small, alike = rows["compact", share], rows["random-channels", share]
+        for column in ("parameters", "macs_per_sample", "sparsity", "train_flops"):
+            assert small[column] == alike[column]
+        assert small["rewind_steps"] == ""
+        assert int(rows["thin-parameters", share]["parameters"]) <= int(small["parameters"])
+    metrics = {row.metric for row in found.rows if row.arm == "compact"}
+    assert "early_stopping_step" in metrics
+
+
+def test_a_smaller_network_costs_its_search_and_what_it_trains_itself(found):
+    (watch,) = records(found.out, "watch")
+    rows = costs(found.out)
+    for share in SHARES:
+        (cut,) = [
+            r
+            for r in records(found.out, "cut")
+            if r["config"]["compress"] == share and r["config"]["channels"] == "ticket"
+        ]
+        row = rows["compact", float(share)]
+        assert int(row["search_flops"]) == 2 * FOUND * watch["step_macs"]
+        assert int(row["train_flops"]) == 2 * (STEPS - FOUND) * cut["work"]["step_macs"]
+        dense = rows["dense", float(share)]
+        assert int(dense["train_flops"]) == 2 * STEPS * watch["step_macs"]
+        assert int(dense["search_flops"]) == 0
+        thin = rows["thin-flops", float(share)]
+        near = int(thin["macs_per_sample"]) / int(row["macs_per_sample"])
+        assert 0.98 <= near <= 1.02
+        spent = int(row["search_flops"]) + int(row["train_flops"])
+        (own,) = [
+            r["work"]["step_macs"]
+            for r in records(found.out, "train")
+            if r["config"]["start"] == "thin-flops"
+            and 2 * r["steps"] * r["work"]["step_macs"] == int(thin["train_flops"])
+        ]
+        assert abs(int(thin["train_flops"]) - spent) <= own
+
+
+def test_moments_averages_and_schedule_go_on_where_they_were(found):
+    """The smaller network's state at the cut is the dense state without the cut channels."""
+    store = Store(found.out / "store")
+    for path in store.folder.glob("*/run.json"):
+        record = json.loads(path.read_text())
+        if record["kind"] != "cut" or record["config"]["channels"] != "ticket":
+            continue
+        share = record["config"]["compress"]
+        watch = store.path(record["parents"]["watch"])
+        dense, manifest = load_state(watch / f"cut-{share}.safetensors")
+        small, own = load_state(path.parent / "state.safetensors")
+        assert (own["step"], own["scalars"]) == (manifest["step"], manifest["scalars"])
+        assert small.keys() == dense.keys()
+        ticket = tombola.load(path.parent / "ticket.safetensors")
+        kept = ticket.masks["generator.2.weight"]
+        for name in ("network.generator.2.weight", "network.generator.2.running_var"):
+            assert torch.equal(small[name], dense[name][kept])
+        # The generator's first weight, (4, 16, 4, 4), is its optimizer's first parameter.
+        for key in ("exp_avg", "exp_avg_sq"):
+            name = f"optimizer.generator.0.{key}"
+            assert torch.equal(small[name], dense[name][:, kept])
+            assert bool(small[name].any())
+
+
+def test_the_ticket_has_a_bit_a_channel_and_can_be_cut_again(found):
+    path = found.out / "tickets" / "early-bird-all-c0.6" / "seed0-round01.safetensors"
+    ticket = tombola.load(path)
+    assert ticket.manifest["granularity"] == "channel"
+    assert ticket.manifest["rewind_step"] == FOUND
+    assert ticket.manifest["inputs"] == {"generator": [[4]], "discriminator": [[1, 8, 8]]}
+    assert {name: tuple(mask.shape) for name, mask in ticket.masks.items()} == {
+        "generator.2.weight": (16,),
+        "generator.5.weight": (8,),
+        "discriminator.1.weight": (8,),
+        "discriminator.4.weight": (16,),
+    }
+    networks = WideGAN().networks((1, 8, 8))
+    ticket.start(networks)
+    small = tombola.compact(networks, ticket)
+    count = sum(p.numel() for network in small.values() for p in network.parameters())
+    (cut,) = [
+        r
+        for r in records(found.out, "cut")
+        if r["config"]["compress"] == "0.6" and r["config"]["channels"] == "ticket"
+    ]
+    assert count == cut["parameters"]
+
+
+def test_a_model_of_the_smaller_networks_is_opened_with_their_sizes(found):
+    models = found.out / "models" / "early-bird-all-c0.6"
+    networks = tombola.load_model(models / "compact-seed0-round01.safetensors", task=TASK)
+    wide = tombola.load_model(models / "dense-seed0-round00.safetensors", task=TASK)
+    (cut,) = [
+        r
+        for r in records(found.out, "cut")
+        if r["config"]["compress"] == "0.6" and r["config"]["channels"] == "ticket"
+    ]
+    assert networks["generator"][1].out_channels == cut["widths"]["generator.2"][1] < 16
+    assert wide["generator"][1].out_channels == 16
+    made = networks["generator"](torch.zeros(3, 4))
+    assert made.shape == (3, 1, 8, 8)
+
+
+class CutOffError(Exception):
+    pass
+
+
+LATE = {"compress": "0.3,0.6", "controls": "none", "set_prune": {"rule": "corrected", "delta": 0.4}}
+FIRST, SECOND = 16, 18
+"""One share is found at a later draw than the other: the watch outlives its first cut."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        result = find(tmp_path_factory.mktemp("whole") / "out", patch, **LATE)
+    assert [c["step"] for c in records(result.out, "watch")[0]["cuts"].values()] == [FIRST, SECOND]
+    return result
+
+
+@pytest.mark.parametrize("at", [FIRST - 1, FIRST, FIRST + 1])
+def test_cut_off_before_at_and_after_the_cut_ends_at_the_same_bytes(
+    whole, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    advance, off = Trainer.advance, []
+
+    def failing(self):
+        if self.step == at and not off and hasattr(self, "watched"):
+            off.append(at)
+            raise CutOffError
+        advance(self)
+
+    make = early_bird.trainer_of
+
+    def marked(*arguments):
+        trainer = make(*arguments)
+        trainer.watched = True
+        return trainer
+
+    monkeypatch.setattr(early_bird, "trainer_of", marked)
+    monkeypatch.setattr(Trainer, "advance", failing)
+    with pytest.raises(CutOffError):
+        find(tmp_path / "out", monkeypatch, **LATE)
+    again = find(tmp_path / "out", monkeypatch, **LATE)
+    assert off == [at]
+    assert (again.out / "results.csv").read_bytes() == (whole.out / "results.csv").read_bytes()
+    watches = [records(result.out, "watch")[0] for result in (again, whole)]
+    for watch in watches:
+        del watch["seconds"]
+        for cut in watch["cuts"].values():
+            del cut["seconds"]
+    assert watches[0] == watches[1]
+
+
+def test_not_found_after_half_the_steps_the_cut_is_forced(tmp_path, monkeypatch):
+    result = find(
+        tmp_path / "out", monkeypatch, compress="0.5", controls="none", set_prune={"delta": 1e-6}
+    )
+    (watch,) = records(result.out, "watch")
+    assert (watch["cuts"]["0.5"]["step"], watch["cuts"]["0.5"]["forced"]) == (STEPS // 2, True)
+    (cut,) = records(result.out, "cut")
+    assert (cut["from_step"], cut["forced"]) == (STEPS // 2, True)
+    assert {row.arm for row in result.rows} == {"dense", "compact"}
+
+
+def test_pressure_on_the_scales_shrinks_them_and_the_watch_alone(tmp_path, monkeypatch):
+    ends = defaultdict(dict)
+    for strength in (0.0, 0.3):
+        out = find(
+            tmp_path / str(strength),
+            monkeypatch,
+            compress="0.5",
+            controls="none",
+            set_prune={"scale_l1": strength},
+        ).out
+        store = Store(out / "store")
+        (watch,) = store.folder.glob("*/cut-0.5.safetensors")
+        tensors, _ = load_state(watch)
+        ends[strength]["scale"] = tensors["network.generator.2.weight"]
+        with (out / "results.csv").open() as file:
+            rows = [r for r in csv.DictReader(file) if r["arm"] == "dense"]
+        ends[strength]["dense"] = [(r["metric"], r["value"]) for r in rows]
+    assert ends[0.3]["scale"].abs().mean() < ends[0.0]["scale"].abs().mean()
+    assert ends[0.3]["dense"] == ends[0.0]["dense"]
+
+
+def test_rounding_is_to_multiples_and_said(tmp_path, monkeypatch):
+    result = find(
+        tmp_path / "out", monkeypatch, compress="0.6", controls="none", set_prune={"round_to": 4}
+    )
+    (cut,) = records(result.out, "cut")
+    assert all(kept % 4 == 0 for _, kept in cut["widths"].values())
+
+
+def test_a_watch_is_json_and_back():
+    watch = Watch()
+    generator = torch.Generator().manual_seed(0)
+    for step in range(7):
+        masks = {
+            "a.1": torch.rand(11, generator=generator) < 0.5,
+            "b.0": torch.rand(5, generator=generator) < 0.5,
+        }
+        watch.add(step, masks)
+    again = unpacked(json.loads(json.dumps(packed(watch))))
+    assert (again.steps, again.largest, again.settled) == (
+        watch.steps,
+        watch.largest,
+        watch.settled,
+    )
+    matrices = watch.matrix()[1], again.matrix()[1]
+    assert all(torch.equal(matrices[0][name], matrices[1][name]) for name in ("a", "b"))
+    assert json.loads(json.dumps(packed(Watch())))["draws"] == {}
+    assert unpacked(packed(Watch())).steps == []
+
+
+def test_controls_of_single_weights_and_of_channels_do_not_mix():
+    from tombola.config import build
+
+    asked = build({"search": {"method": "imp,early-bird", "controls": "reinit,thin-flops"}}).search
+    assert asked.controls_of("imp") == ("reinit",)
+    assert asked.controls_of("early-bird") == ("thin-flops",)
+    default = build({"search": {"method": "early-bird"}}).search
+    assert default.controls_of("early-bird") == ("random-channels", "thin-flops", "thin-parameters")
+    none = build({"search": {"method": "early-bird", "controls": "none"}}).search
+    assert none.controls_of("early-bird") == ()
+    with pytest.raises(ConfigError, match="control thin-flops is held against early-bird"):
+        build({"search": {"controls": "thin-flops"}})
+
+
+def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
+    from tombola import api
+    from tombola.tickets_config import ticket_config
+
+    in_process.use(monkeypatch)
+    path = found.out / "tickets" / "early-bird-all-c0.6" / "seed0-round01.safetensors"
+    tables = {"task": {"name": TASK}, "data": {"name": "digits"}}
+    config = ticket_config(path, tombola.load(path).manifest, tables)
+    values = {}
+    for compact in (True, False):
+        request = api.train_request(
+            config, None, tmp_path / str(compact), "x", path, compact=compact
+        )
+        with in_process.Restored():
+            result = api.carry_out(request)
+        rows = [r for r in result.rows if not r.metric.endswith("-error")]
+        assert {r.arm for r in rows} == {"compact" if compact else "ticket"}
+        assert {round(r.sparsity, 6) for r in rows} == {
+            round(tombola.load(path).manifest["sparsity"], 6)
+        }
+        values[compact] = {r.metric: r.value for r in rows}
+    # The same training in exact arithmetic; in float32 sums run in another order.
+    (metric,) = {name for name in values[True] if name.startswith("fcd-")}
+    assert values[True][metric] == pytest.approx(values[False][metric], rel=1e-2)
+    other = dict(tombola.load(path).manifest, granularity="weight")
+    monkeypatch.setattr(api, "read_manifest", lambda _: other)
+    with pytest.raises(TicketError, match="--compact takes a ticket of method early-bird"):
+        api.train_request(config, None, tmp_path / "c", "x", path, compact=True)

@@ -1,0 +1,714 @@
+"""Does a network in another tool's format make the same images, and can its file do no harm?"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import helpers
+import tombola
+from tombola import cli, doctor, exporting
+from tombola.errors import ConfigError, TicketError
+from tombola.exported import files
+from tombola.exported.facts import SUFFIXES, parse
+from tombola.exported.graph import Graph
+from tombola.exported.run import network_of
+from tombola.registry import TASKS, file_sha256
+from tombola.runtime import rng
+from tombola.sparsity.names import plain_state
+from tombola.sparsity.tickets import Ticket, save_model, save_ticket
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+OPTIONS = {
+    "dcgan": {"width": 2, "latent": 4},
+    "sngan": {"width": 2, "latent": 4},
+    "resnet-dcgan": {"width": 4, "latent": 4},
+    "vae": {"width": 2, "latent": 4},
+    "resnet-vae": {"width": 2, "latent": 4},
+    "linear-ae": {"width": 8},
+    "conv-ae": {"width": 2},
+}
+"""Tiny networks, one of each family of layers."""
+WITH_PRIOR = [name for name in OPTIONS if not name.endswith("-ae")]
+OWN = '''
+import torch
+from torch import nn
+
+import helpers
+
+
+class Uniform(helpers.TinyGAN):
+    """Draws and samples by rules of its own, of which one counts its latents in Python."""
+
+    scale: float = 3.0
+
+    def latents(self, n, generator):
+        return self.scale * torch.rand(n, self.latent, generator=generator)
+
+    def sample(self, networks, latents):
+        return 0.5 * networks["generator"](latents).view(len(latents), 1, 8, 8)
+
+
+class Fixed(helpers.TinyGAN):
+    """Samples one after another, which no graph can do for any number of them."""
+
+    def sample(self, networks, latents):
+        return torch.cat([networks["generator"](one[None]) for one in latents])
+
+
+class Rare(helpers.TinyGAN):
+    """Ends in an operator that other tools have and ``sample`` does not run from a .pt2."""
+
+    def sample(self, networks, latents):
+        return torch.erf(networks["generator"](latents))
+
+
+class Coded(helpers.TinyAE):
+    """An autoencoder whose networks have other names and no roles."""
+
+    def networks(self, shape):
+        return dict(zip(("first", "second"), super().networks(shape).values()))
+'''
+
+
+def save(path, task, name, shape):
+    """A model file of an untrained network whose images differ and whose BatchNorm has a past."""
+    torch.manual_seed(0)
+    networks = task.networks(shape)
+    for network in networks.values():
+        for parameter in network.parameters():
+            scale = (4 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.5
+            torch.nn.init.normal_(parameter, float(parameter.ndim == 1) / 2, scale)
+        for key, buffer in network.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape) + 0.1)
+    weights = {f"{n}.{k}": v for n, each in networks.items() for k, v in plain_state(each).items()}
+    options = {key: getattr(task, key) for key in task.options()}
+    manifest = {"task": name, "shape": list(shape), "data": "digits", "config": {"task": options}}
+    save_model(path, weights, manifest)
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def models(root):
+    """Model files by task, those of a user's file among them."""
+    found = {}
+    for name, options in OPTIONS.items():
+        task = TASKS.load(name)(**options)
+        found[name] = save(root / f"{name}.safetensors", task, name, task.image_shape(1))
+    (root / "own.py").write_text(OWN)
+    for name in ("Uniform", "Fixed", "Rare", "Coded"):
+        task = TASKS.load(f"{root / 'own.py'}:{name}")()
+        found[name] = save(root / f"{name}.safetensors", task, name, (1, 8, 8))
+    return found
+
+
+@pytest.fixture(scope="module")
+def export(root, models):
+    """(task, format) -> what ``exporting.export`` made, once."""
+    made = {}
+
+    def once(name, to):
+        if (name, to) not in made:
+            task = None if name in OPTIONS else f"{root / 'own.py'}:{name}"
+            made[name, to] = exporting.export(models[name], to, task=task)
+        return made[name, to]
+
+    return once
+
+
+@pytest.fixture
+def call(capfd):
+    """(exit code, stdout, stderr) of the command, in this process; no error is more than a line."""
+
+    def run(*words):
+        capfd.readouterr()
+        code = cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert err.count("\n") == (code != 0), err
+        return code, out, err
+
+    return run
+
+
+def foreign(path):
+    """The network of a file as other tools read it: arrays to arrays."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+    module = torch.export.load(path).module()
+    return lambda inputs: module(inputs).detach()
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("0*.png"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_every_reader_gets_the_images_of_the_model(name, to, models, export):
+    made = export(name, to)
+    assert made.path == models[name].with_suffix(SUFFIXES[to])
+    assert made.bytes == made.path.stat().st_size
+    assert made.largest_difference <= made.tolerance == 1e-4
+    opened = files.read(made.path)
+    networks = tombola.load_model(models[name])
+    network = networks["generator" if "generator" in networks else "decoder"]
+    for reader in (foreign(made.path), network_of(opened)):
+        for n in (1, 3, 8):
+            inputs = torch.randn(n, *opened.facts.input, generator=rng(n, "test"))
+            with torch.no_grad():
+                expected = network(inputs)
+            images = reader(inputs)
+            assert images.shape == (n, *opened.facts.shape)
+            assert images.dtype == torch.float32
+            assert torch.allclose(images, expected, rtol=0, atol=1e-4)
+            assert expected.std() > 0.05
+            assert n == 1 or (expected[0] - expected[1]).abs().max() > 0.05
+    task = TASKS.load(name)(**OPTIONS[name])
+    assert opened.facts.shape == task.image_shape(1)
+    assert (opened.facts.task, opened.facts.latent) == (name, task.latent)
+    assert opened.facts.role == ("generator" if "generator" in networks else "decoder")
+    assert opened.facts.source_sha256 == file_sha256(models[name])
+    for place in (Path(cli.__file__).parents[1], Path(torch.__file__).parents[1]):
+        assert str(place).encode() not in made.path.read_bytes(), "no file of ours tells of a disk"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_PRIOR)
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_samples_are_those_of_the_model_file(name, to, models, export, call, tmp_path):
+    export(name, to)
+    for folder, path in (("a", models[name]), ("b", export(name, to).path)):
+        code, out, err = call("sample", path, "--n", "3", "--out", tmp_path / folder, "--seed", "1")
+        assert code == 0, err
+        assert out == f"3 images and {tmp_path / folder / 'grid.png'}\n"
+    a, b = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert len(a) == len(b) == 3
+    assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) <= 1
+    assert np.abs(a[0] - a[1]).max() > 10
+    call("sample", export(name, to).path, "--n", "3", "--out", tmp_path / "c")
+    assert np.abs(a[0] - pictures(tmp_path / "c")[0]).max() > 10
+
+
+def test_many_samples_are_made_in_parts_to_the_same_images(export, call, tmp_path, monkeypatch):
+    path = export("vae", "onnx").path
+    call("sample", path, "--n", "7", "--out", tmp_path / "a")
+    monkeypatch.setattr("tombola.sampling.BATCH", 3)
+    call("sample", path, "--n", "7", "--out", tmp_path / "b")
+    whole, parts = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert max(np.abs(x - y).max() for x, y in zip(whole, parts, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_an_autoencoder_has_no_prior_to_sample_from(to, export, call, tmp_path):
+    code, _, err = call("sample", export("linear-ae", to).path, "--out", tmp_path / "x")
+    assert code == 2
+    assert "decoder of an autoencoder" in err
+    assert "give tombola sample the model file" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_is_whole_in_itself_and_has_one_network(export, models):
+    path = export("dcgan", "onnx").path
+    names = {p.name for p in path.parent.iterdir() if p.name.startswith("dcgan")}
+    assert names <= {"dcgan.safetensors", "dcgan.onnx", "dcgan.pt2"}
+    model = onnx.load(path, load_external_data=False)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    (given,), (images,) = model.graph.input, model.graph.output
+    assert [given.name, images.name] == ["latents", "images"]
+    for value, sizes in ((given, [4]), (images, [1, 32, 32])):
+        free, *rest = value.type.tensor_type.shape.dim
+        assert free.dim_param == "batch"
+        assert [dim.dim_value for dim in rest] == sizes
+    assert not model.graph.value_info, "shapes in between have other names for the batch"
+    onnx.checker.check_model(model, full_check=True)
+    records = files.read(export("dcgan", "torch-export").path).records
+    table = json.loads(records["data/weights/model_weights_config.json"])["config"]
+    assert table
+    assert all(key.startswith("networks.generator.") for key in table)
+    assert not any(entry["tensor_meta"]["requires_grad"] for entry in table.values())
+
+
+def test_a_pt2_of_ours_holds_no_pickle(export):
+    with zipfile.ZipFile(export("vae", "torch-export").path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    assert contents["archive/data/sample_inputs/model.pt"] == b""
+    for name, content in contents.items():
+        assert not content.startswith((b"PK", b"\x80")), name
+        assert name.endswith(".json") is content.startswith(b"{"), name
+        if name.endswith("_config.json"):
+            entries = json.loads(content)["config"].values()
+            assert not any(entry["use_pickle"] for entry in entries)
+
+
+def test_the_command_prints_where_and_how_well(models, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["export", models["dcgan"], "--to", "torch-export"]
+    code, out, err = call(*words, "--out", "new/place/g.pt2")
+    size = Path("new/place/g.pt2").stat().st_size
+    assert (code, err) == (0, "")
+    assert out.startswith(f"new/place/g.pt2: {size:,} bytes; its images differ from PyTorch's by")
+    assert out.endswith("(allowed: 0.0001)\n")
+    code, out, _ = call(*words, "--out", "h.pt2", "--json")
+    told = json.loads(out)
+    assert told.pop("largest_difference") <= told["tolerance"]
+    assert told == {"path": "h.pt2", "to": "torch-export", "bytes": size, "tolerance": 1e-4}
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["g.pt2", "h.pt2"]
+
+
+@pytest.mark.slow
+def test_torch_s_warnings_are_not_the_user_s(models, tmp_path):
+    words = ["export", models["vae"], "--to", "onnx", "--out", tmp_path / "v.onnx"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tombola", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'v.onnx'}: ")
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_a_user_s_task_samples_and_draws_by_its_own_rules(to, root, models, export, call, tmp_path):
+    code, _, err = call("sample", export("Uniform", to).path, "--out", tmp_path / "x")
+    assert code == 2
+    assert "drawn by its task's own rule" in err
+    assert "--task path/to/file.py:Class" in err
+    for folder, path in (("a", models["Uniform"]), ("b", export("Uniform", to).path)):
+        words = ["--n", "2", "--out", tmp_path / folder, "--task", f"{root / 'own.py'}:Uniform"]
+        code, _, err = call("sample", path, *words)
+        assert code == 0, err
+    a, b = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) <= 1
+    assert max(np.abs(x - 127.5).max() for x in a) <= 64, "sample's factor of 0.5"
+
+
+def test_a_task_of_another_length_of_latents_is_refused(export, call, root, tmp_path):
+    (root / "long.py").write_text(
+        "import torch, helpers\nclass Long(helpers.TinyGAN):\n"
+        "    def latents(self, n, generator): return torch.zeros(n, 9)\n"
+    )
+    words = ["--task", f"{root / 'long.py'}:Long", "--n", "2", "--out", tmp_path / "x"]
+    code, _, err = call("sample", export("dcgan", "torch-export").path, *words)
+    assert code == 2
+    assert "takes latents of length 4, but its task draws [2, 9]" in err
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_a_network_of_a_fixed_number_of_images_is_refused(to, root, models, tmp_path):
+    out = tmp_path / f"f{SUFFIXES[to]}"
+    with pytest.raises(ConfigError, match="for any number of images"):
+        exporting.export(models["Fixed"], to, out, f"{root / 'own.py'}:Fixed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operator_that_sample_does_not_run_is_named(export, call, tmp_path):
+    path = export("Rare", "torch-export").path
+    assert foreign(path)(torch.zeros(2, 4)).shape == (2, 1, 8, 8)
+    code, _, err = call("sample", path, "--out", tmp_path / "x")
+    assert code == 2
+    assert "operator torch.ops.aten.erf.default is none of those" in err
+    assert "sample from the model file" in err
+
+
+def test_an_autoencoder_without_roles_is_refused(root, models):
+    with pytest.raises(ConfigError, match=r"networks first, second, .* the task's roles"):
+        exporting.export(models["Coded"], "onnx", task=f"{root / 'own.py'}:Coded")
+
+
+@pytest.mark.parametrize("fault", ["images", "shape", "number", "exception"])
+def test_a_file_that_fails_its_check_is_not_written(fault, models, tmp_path, monkeypatch):
+    whole = exporting._loaded
+
+    def spoilt(path, to, blob):
+        network = whole(path, to, blob)
+        match fault:
+            case "images":
+                return lambda inputs: network(inputs) + 0.001 * (len(inputs) == 7)
+            case "shape":
+                return lambda inputs: network(inputs)[:1]
+            case "number":
+                return lambda inputs: network(inputs) / 0 - torch.inf
+            case _:
+                return lambda inputs: 1 / 0
+
+    monkeypatch.setattr(exporting, "_loaded", spoilt)
+    out = tmp_path / "new" / "g.pt2"
+    words = {"images": "differs from PyTorch by 0.001 ", "exception": "ZeroDivisionError"}
+    with pytest.raises(ConfigError, match=words.get(fault, "by nan ")):
+        exporting.export(models["dcgan"], "torch-export", out)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "g.pt2").write_text("older")
+    with pytest.raises(ConfigError, match="nothing was written"):
+        exporting.export(models["dcgan"], "torch-export", tmp_path / "g.pt2")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("g.pt2", "older")]
+
+
+def test_a_full_disk_leaves_nothing_half_written(models, call, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    words = ["--to", "torch-export", "--out", tmp_path / "g.pt2"]
+    code, _, err = call("export", models["dcgan"], *words)
+    assert code == 1
+    assert "the disk is full" in err
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = {
+    "unknown format": (["@vae.safetensors", "--to", "onx"], "'onx' did you mean onnx torch-export"),
+    "no format": (["@vae.safetensors"], "--to required --help"),
+    "no file": (["@no", "--to", "onnx"], "no such file give a ticket or model file"),
+    "no name": ([".", "--to", "onnx"], "not a regular file"),
+    "ticket": (
+        ["@ticket.safetensors", "--to", "onnx"],
+        "tombola.ticket/1 models/<arm>-seed<S>-round<RR>.safetensors",
+    ),
+    "flipped": (["@flipped.safetensors", "--to", "onnx"], "checksum damaged get the file again"),
+    "exported": (["@vae.pt2", "--to", "onnx"], "zip never opened"),
+    "user's task": (["@Uniform.safetensors", "--to", "onnx"], "Uniform not registered --task"),
+    "another task": (
+        ["@vae.safetensors", "--to", "onnx", "--task", "dcgan"],
+        "does not fit task DCGAN",
+    ),
+    "ending": (["@vae.safetensors", "--to", "onnx", "--out", "a.pt2"], "a.pt2 onnx ends in .onnx"),
+    "no out": (["@vae.safetensors", "--to", "onnx", "--out", ""], "--out is empty .onnx"),
+    "folder": (
+        ["@vae.safetensors", "--to", "onnx", "--out", "@d.onnx"],
+        "d.onnx folder; file name --out",
+    ),
+    "below a file": (["@vae.safetensors", "--to", "onnx", "--out", "@own.py/v.onnx"], "is a file"),
+    "itself": (["@v.pt2", "--to", "torch-export"], "v.pt2 is the model file itself --out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_exported_is_told_in_a_line(case, root, models, export, call):
+    export("vae", "torch-export")
+    (root / "d.onnx").mkdir(exist_ok=True)
+    content = models["vae"].read_bytes()
+    (root / "v.pt2").write_bytes(content)
+    (root / "flipped.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    save_ticket(root / "ticket.safetensors", Ticket({}, {"n.w": torch.zeros(2)}, {"networks": []}))
+    words, wanted = REFUSED[case]
+    code, _, err = call("export", *(word.replace("@", f"{root}/") for word in words))
+    assert code == 2
+    assert [word for word in wanted.split() if word not in err] == [], err
+    (root / "v.pt2").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("onnx", ImportError), ("onnxruntime", RuntimeError), ("onnxscript", ImportError)],
+)
+def test_without_the_extra_the_way_to_it_is_named(
+    name, error, models, export, call, tmp_path, monkeypatch
+):
+    path = export("vae", "onnx").path
+    real = files.importlib.import_module
+
+    def absent(module):
+        if module == name:
+            raise error(f"{module} is broken\nin two lines")
+        return real(module)
+
+    monkeypatch.setattr(files.importlib, "import_module", absent)
+    words = ["export", models["vae"], "--to", "onnx", "--out", tmp_path / "v.onnx"]
+    code, _, err = call(*words)
+    assert code == 2
+    assert f"{error.__name__}: {name} is broken" in err
+    assert 'pip install "tombola[onnx]"' in err
+    code, _, err = call("sample", path, "--n", "1", "--out", tmp_path / "x")
+    assert code == (0 if name == "onnxscript" else 2)
+    assert ("pip install" in err) is (code == 2)
+    assert not (tmp_path / "v.onnx").exists()
+    found = doctor.examine(None)
+    assert found["export"][name].startswith("not found: ")
+    assert 'pip install "tombola[onnx]"' in found["export"][name]
+    assert "not found" in doctor.lines(found)
+
+
+def test_doctor_says_what_is_there():
+    found = doctor.examine(None)["export"]
+    assert found["torch-export"] == "found"
+    assert found["onnxruntime"] == f"found: {onnxruntime.__version__}"
+
+
+# Files from strangers.
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return (open, (str(self.place), "w"))
+
+
+def archive_with(source, target, changes):
+    """A copy of an archive with records replaced, added or, where None is given, left out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        contents = {name: old.read(name) for name in old.namelist()}
+        for name, content in (contents | changes).items():
+            if content is not None:
+                new.writestr(name, content)
+    return target
+
+
+def changed_graph(records, change):
+    tree = json.loads(records["models/model.json"])
+    change(tree["graph_module"]["graph"]["nodes"], tree)
+    return {"archive/models/model.json": json.dumps(tree).encode()}
+
+
+def put(key, value):
+    return lambda nodes, _: nodes[0].__setitem__(key, value)
+
+
+GRAPHS = {
+    "function of torch": (put("target", "torch.os.system"), "torch.os.system is none of those"),
+    "operator on files": (put("target", "torch.ops.aten.from_file.default"), "is none of those"),
+    "operator's insides": (put("target", "torch.ops.aten.relu.__init__"), "is none of those"),
+    "no name": (put("target", 3), "operator 3 is none of those"),
+    "expression": (
+        put("inputs", [{"name": "x", "arg": {"as_expr": "exit()"}, "kind": 1}]),
+        "failed",
+    ),
+    "unknown value": (
+        put("inputs", [{"name": "x", "arg": {"as_tensor": {"name": "os"}}, "kind": 1}]),
+        "failed",
+    ),
+    "no nodes": (lambda nodes, tree: nodes.clear(), "no operator of its graph makes the images"),
+    "no graph": (lambda nodes, tree: tree.clear(), "graph cannot be read"),
+    "nested": (lambda nodes, tree: tree.update(graph_module=[]), "graph cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_a_graph_can_only_compute(case, export, call, tmp_path):
+    source = export("dcgan", "torch-export").path
+    change, words = GRAPHS[case]
+    changes = changed_graph(files.read(source).records, change)
+    path = archive_with(source, tmp_path / "evil.pt2", changes)
+    code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+    assert code == 2
+    assert words in err
+    assert not (tmp_path / "x").exists()
+
+
+WEIGHTS = "data/weights/model_weights_config.json"
+RECORDS = {
+    "pickled inputs": ("archive/data/sample_inputs/model.pt", "pickled, which may run code"),
+    "pickled constant": ("archive/data/constants/opaque_obj_0", "may hold code, so it was never"),
+    "old pickled weights": ("archive/data/weights/model.pt", "may hold code, so it was never"),
+    "library": ("archive/data/aotinductor/model/a.so", "may hold code, so it was never opened"),
+    "another root": ("evil/extra/tombola.json", "may hold code, so it was never opened"),
+    "foreign format": ("archive/extra/tombola.json", "cannot be read"),
+    "other bytes": ("archive/byteorder", "another byte order"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_an_archive_with_more_than_numbers_is_never_opened(case, export, call, tmp_path):
+    name, words = RECORDS[case]
+    content = pickle.dumps(Evil(tmp_path / "ran"))
+    source = export("dcgan", "torch-export").path
+    path = archive_with(source, tmp_path / "evil.pt2", {name: content})
+    code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+    assert code == 2
+    assert words in err
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pt2"]
+
+
+def test_weights_that_say_they_are_pickled_are_not_read(export, call, tmp_path):
+    source = export("dcgan", "torch-export").path
+    table = json.loads(files.read(source).records[WEIGHTS])
+    for entry in table["config"].values():
+        entry["use_pickle"] = True
+    changes = {f"archive/{WEIGHTS}": json.dumps(table).encode()}
+    weight = "archive/data/weights/weight_0"
+    changes[weight] = pickle.dumps(Evil(tmp_path / "ran"))
+    path = archive_with(source, tmp_path / "evil.pt2", changes)
+    code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+    assert code == 2
+    assert "pickled or sparse" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pt2"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("sizes", 10**6), ("storage_offset", 10**6)])
+def test_weights_lie_within_their_bytes(key, value, export, call, tmp_path):
+    source = export("dcgan", "torch-export").path
+    table = json.loads(files.read(source).records[WEIGHTS])
+    meta = next(iter(table["config"].values()))["tensor_meta"]
+    (meta[key][0] if key == "sizes" else meta[key])["as_int"] = value
+    changes = {f"archive/{WEIGHTS}": json.dumps(table).encode()}
+    path = archive_with(source, tmp_path / "evil.pt2", changes)
+    code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+    assert code == 2
+    assert "out of bounds" in err
+
+
+def test_an_archive_that_unfolds_is_refused(export, tmp_path):
+    source = export("dcgan", "torch-export").path
+    with zipfile.ZipFile(source) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in contents.items():
+            new.writestr(name, content)
+    with pytest.raises(TicketError, match="unfolds to more"):
+        files.check("evil.pt2", "torch-export", stream.getvalue())
+
+
+ONNX = {
+    "not ours": (lambda m: m.ClearField("metadata_props"), "Tombola did not write it"),
+    "other weights": (
+        lambda m: m.graph.initializer[0].external_data.add(key="location", value="secret"),
+        "leads to other files",
+    ),
+    "weights of a node": (
+        lambda m: m.graph.node[0].attribute.add(name="v").t.external_data.add(key="location"),
+        "leads to other files",
+    ),
+    "a graph within": (
+        lambda m: m.graph.node[0].attribute.add(name="v").g.node.add(),
+        "graphs within its graph",
+    ),
+    "functions": (lambda m: m.functions.add(name="f"), "more than ONNX's own operators"),
+    "a domain": (lambda m: m.graph.node.add(op_type="X", domain="evil"), "ONNX's own operators"),
+    "weights of another size": (
+        lambda m: m.graph.initializer[0].dims.__setitem__(slice(0, 2), [2, 32]),
+        "onnxruntime cannot run it",
+    ),
+    "an unknown operator": (
+        lambda m: setattr(m.graph.node[0], "op_type", "Nothing"),
+        "onnxruntime cannot open it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONNX)
+def test_an_onnx_file_can_only_compute(case, export, call, tmp_path):
+    change, words = ONNX[case]
+    model = onnx.load(export("dcgan", "onnx").path)
+    change(model)
+    path = tmp_path / "evil.onnx"
+    path.write_bytes(model.SerializeToString())
+    code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+    assert code == 2
+    assert words in err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_a_damaged_file_is_refused(to, export, call, tmp_path):
+    content = export("dcgan", to).path.read_bytes()
+    path = tmp_path / f"g{SUFFIXES[to]}"
+    for damaged in (content[: len(content) // 2], b"", b"text", b"\x80" * 99):
+        path.write_bytes(damaged)
+        code, _, err = call("sample", path, "--n", "2", "--out", tmp_path / "x")
+        assert code == 2
+        assert path.name in err
+    path.unlink()
+    code, _, err = call("sample", path, "--out", tmp_path / "x")
+    assert (code, "no such file; give" in err) == (2, True)
+    os.mkfifo(path)
+    code, _, err = call("sample", path, "--out", tmp_path / "x")
+    assert (code, "not a regular file" in err) == (2, True)
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_images_are_of_the_shape_that_the_file_promises(to, export):
+    opened = files.read(export("dcgan", to).path)
+    told = json.loads(opened.facts.text())
+    lying = files.Opened(
+        opened.path, to, parse("x", json.dumps(told | {"shape": [3, 32, 32]})), opened.blob,
+        opened.records,
+    )  # fmt: skip
+    with pytest.raises(TicketError, match=r"no images of shape \[2, 3, 32, 32\]"):
+        network_of(lying)(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "tombola.export/2"),
+        ("shape", [1, 32]),
+        ("shape", [2, 32, 32]),
+        ("shape", [1, 32, 10**9]),
+        ("shape", 32),
+        ("latent", "4"),
+        ("latent", -4),
+        ("latent", 10**12),
+        ("input", [5]),
+        ("task", None),
+        ("prior", "mine"),
+        ("options", []),
+        ("more", 1),
+        ("role", ...),
+    ],
+)
+def test_facts_that_cannot_be_are_refused(key, value, export):
+    told = json.loads(files.read(export("vae", "torch-export").path).facts.text())
+    assert parse("x", json.dumps(told)).text() == json.dumps(told, sort_keys=True)
+    told[key] = value
+    if value is ...:
+        del told[key]
+    with pytest.raises(TicketError, match="what it says about itself cannot be read"):
+        parse("x", json.dumps(told))
+
+
+def test_a_graph_lets_go_of_what_it_no_longer_needs(export, monkeypatch):
+    opened = files.read(export("resnet-vae", "torch-export").path)
+    graph = Graph(opened.path, opened.records)
+    gone = {name for names in graph._last_uses().values() for name in names}
+    made = {node["outputs"][0]["as_tensor"]["name"] for node in graph._nodes}
+    assert made - gone == {graph._output}
+    whole, results, held = graph._operator, [], []
+
+    def watched(target):
+        def run(*given, **named):
+            results.append(weakref.ref(made := whole(target)(*given, **named)))
+            held.append(len({id(each()) for each in results if each() is not None}))
+            return made
+
+        return run
+
+    monkeypatch.setattr(graph, "_operator", watched)
+    first, second = (graph(torch.ones(2, 4)) for _ in range(2))
+    assert torch.equal(first, second), "the weights are held"
+    assert max(held) <= 5 < len(made) // 4
+
+
+def test_the_tiny_tasks_of_other_tests_can_be_exported(tmp_path):
+    path = save(tmp_path / "m.safetensors", helpers.TinyAE(), "TinyAE", (1, 8, 8))
+    made = exporting.export(path, "torch-export", task=helpers.TinyAE)
+    assert files.read(made.path).facts.input == (12,)
