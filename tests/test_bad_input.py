@@ -52,7 +52,10 @@ NAMES = {
     "compress too much": (["find", "vae", "--compress", "1.2"], "compress '1.2' between 0 and 1"),
     "compress twice": (["find", "vae", "--compress", "0.5,0.5"], "compress 0.5,0.5 once"),
     "round to nothing": (["find", "vae", "--round-to", "0"], "prune.round_to 0 at least 1"),
-    "rule unknown": (["find", "vae", "--set", "prune.rule=papers"], "'papers' did you mean paper corrected"),
+    "rule unknown": (
+        ["find", "vae", "--set", "prune.rule=papers"],
+        "'papers' did you mean paper corrected",
+    ),
     "drawn too often": (
         ["find", "vae", "--set", "prune.draw_epochs=0.1"],
         "prune.draw_epochs 0.1 from 0.25",
@@ -60,7 +63,6 @@ NAMES = {
     "compact without a ticket": (["train", "vae", "--compact"], "--compact give one --ticket"),
     "unknown preset": (["find", "vae", "--preset", "quik"], "'quik' did you mean quick paper"),
     "preset to come": (["find", "vae", "--preset", "shared"], "'shared' not built quick, paper"),
-    "precision to come": (["find", "vae", "--precision", "fp16"], "'fp16' not built fp32, bf16"),
     "unknown precision": (["find", "vae", "--precision", "f32"], "'f32' did you mean fp32"),
     "figure of nothing": (["figure", "@mine.py"], "mine.py is no directory give find"),
     "unknown keep": (["find", "vae", "--keep", "some"], "'some' choose from: all, final"),
@@ -236,6 +238,10 @@ TO_COME = {
 FIRST = NAMES | NUMBERS | PLACES | FILES | TO_COME
 
 LATER = {
+    "fp16 on a processor": (
+        ["find", "linear-ae", "--precision", "fp16", "--device", "cpu"],
+        "fp16 CUDA bf16 or fp32",
+    ),
     "levels that leave no weight": (
         ["find", TASK, "--rounds", "40"],
         "level 36 none of 1536 level 35 at most 35 rounds",

@@ -321,8 +321,15 @@ CASES: dict[str, Case] = {
     "channels in another order": Case(
         lambda: two(lambda s, x: s.o(s.c(x).flip(1))), {}, {"c": differs(), "o": OUTPUT}),
     "maxout": Case(
-        lambda: two(lambda s, x: s.o(torch.maximum(*s.c(x).chunk(2, 1))), c=conv(3, 12)), {},
-        {"c": "o does not have it channel by channel", "o": OUTPUT}),
+        lambda: two(lambda s, x: s.o(torch.maximum(*s.c(x).chunk(2, 1))), c=conv(3, 12)), {"c": 6},
+        {"o": OUTPUT}),
+    "gated unit": Case(
+        lambda: seq(conv(3, 8), nn.GLU(1), conv(4, 2)), {},
+        {"0": "2.weight has 4 places, fewer than its channels need", "2": OUTPUT}),
+    "latent drawn inside": Case(
+        lambda: Net(lambda s, x: s.d((h := s.e(x).chunk(2, 1))[0] + torch.randn_like(h[0]) * h[1]),
+                    e=nn.Linear(4, 6), d=nn.Linear(3, 4)), {}, {"e": differs(), "d": OUTPUT},
+        (VECTOR,)),
     "depthwise": Case(
         lambda: seq(conv(3, 6), BN(6), ReLU(), conv(6, 6, groups=6), BN(6), conv(6, 4, 1), ReLU(),
                     Up(4, 4, 4, 2, 1, groups=4), conv(4, 2)), {"1": 6, "5": 4}, {"8": OUTPUT}),
@@ -349,6 +356,9 @@ CASES: dict[str, Case] = {
         {"b": fails("shape '[-1, 6, 2, 2]' is invalid"), "o": OUTPUT}, (VECTOR,)),
     "view, derived": Case(
         lambda: view_of(lambda z: (len(z), -1, 2, 2), BN(6)), {"b": 6}, {"o": OUTPUT}, (VECTOR,)),
+    "view at once": Case(
+        lambda: seq(nn.Linear(4, 8), nn.Unflatten(1, (-1, 2, 2)), Up(2, 3, 4, 2, 1)), {"0": 2},
+        {"2": OUTPUT}, (VECTOR,)),
     "view behind a BatchNorm": Case(
         lambda: view_of(lambda z: (len(z), -1, 2, 2)), {"b": 6}, {"o": OUTPUT}, (VECTOR,)),
     "view by x.shape": Case(

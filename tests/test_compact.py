@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+import tombola
 from helpers import stir
+from test_imports import MODULES, python
 from tombola.errors import ConfigError, TicketError
 from tombola.registry import TASKS
 from tombola.sparsity.channels import channel_groups
@@ -101,6 +104,7 @@ def test_every_registered_task_is_here() -> None:
     max_examples=4,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # a mask that fails says as much as a simpler one, minutes earlier
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -126,7 +130,7 @@ def test_a_smaller_network_of_any_task_answers_as_with_zeros(name: str, data) ->
             small[each].double().train(training)
             wanted, made = masked[each](*asked), small[each](*asked)
             assert off(wanted, made) < 1e-9, (each, training)
-        whole = network(*(x.float() for x in asked))
+        whole = copied({each: network})[each](*(x.float() for x in asked))
         assert [x.shape for x in floating_tensors(whole)] == [
             x.shape for x in floating_tensors(made)
         ]
@@ -582,20 +586,21 @@ def test_random_like_keeps_the_counts_and_depends_on_seed_and_name() -> None:
 # --- cuts ----------------------------------------------------------------------------------------
 
 
-def small_net() -> nn.Sequential:
-    return nn.Sequential(
+def small_net() -> nn.Module:
+    network = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6),
         nn.PReLU(6), nn.ConvTranspose2d(6, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
         nn.Linear(4 * 36, 2),
     )  # fmt: skip
+    return stir(network, 0)
 
 
-def cut_small(keep: int = 4) -> tuple[nn.Sequential, Cut]:
+def cut_small() -> tuple[nn.Module, Cut]:
     network = small_net()
     groups = channel_groups("n", network, (torch.zeros(2, 3, 8, 8),))
     fine = [g for g in groups if not g.reason]
     assert {g.name: g.n for g in fine} == {"n.1": 3, "n.6": 4}
-    return network, Cut.of([(g.slices, torch.arange(g.n) < (keep + 1) // 2) for g in fine])
+    return network, Cut.of([(g.slices, torch.arange(g.n) < 2) for g in fine])
 
 
 def test_layers_know_their_new_sizes() -> None:
@@ -605,17 +610,18 @@ def test_layers_know_their_new_sizes() -> None:
     shrink({"n": network}, cut)
     assert [id(p) for p in network.parameters()] == [id(p) for p in weights]
     assert network[0].weight.grad is None
-    assert [str(part) for part in network] == [
-        "Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))",
-        "GroupNorm(2, 4, eps=1e-05, affine=True)",
-        "ReLU()",
-        "Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), groups=4)",
-        "PReLU(num_parameters=4)",
-        "ConvTranspose2d(4, 2, kernel_size=(3, 3), stride=(1, 1))",
-        "BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)",
-        "Flatten(start_dim=1, end_dim=-1)",
-        "Linear(in_features=72, out_features=2, bias=True)",
-    ]
+    convolution, group, _, depthwise, prelu, transposed, batch, _, linear = network
+    assert (convolution.in_channels, convolution.out_channels) == (3, 4)
+    assert (group.num_groups, group.num_channels) == (2, 4)
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (4, 4, 4)
+    assert prelu.num_parameters == 4
+    assert (transposed.in_channels, transposed.out_channels) == (4, 2)
+    assert batch.num_features == 2
+    assert (linear.in_features, linear.out_features) == (72, 2)
+    table = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 2))
+    groups = channel_groups("n", table, (torch.tensor([0, 1]),))
+    shrink({"n": table}, Cut.of([(groups[0].slices, torch.arange(6) < 4)]))
+    assert (table[0].num_embeddings, table[0].embedding_dim) == (5, 4)
 
 
 def test_a_file_of_a_smaller_network_makes_its_modules() -> None:
@@ -632,7 +638,7 @@ def test_a_file_of_a_smaller_network_makes_its_modules() -> None:
     assert not other[0].weight.any()
     other.load_state_dict(smaller.state_dict())
     x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(other.eval()(x), smaller.eval()(x))
+    assert off(other.eval()(x), smaller.eval()(x)) < 1e-5
 
 
 def test_a_file_of_the_same_size_changes_nothing() -> None:
@@ -774,3 +780,29 @@ def test_moments_of_an_optimizer_that_learnt_before_are_zeroed_too() -> None:
             if f"n.{name}" in masks:
                 assert not learner.state[leaf]["exp_avg"][~masks[f"n.{name}"]].any()
         assert not hold.leaks()
+
+
+# --- torch-pruning -------------------------------------------------------------------------------
+
+
+def test_torch_pruning_is_imported_only_when_a_network_is_traced() -> None:
+    code = f"""
+import contextlib, importlib, io, sys
+for words in (["--help"], ["find", "--help"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        importlib.import_module("tombola.cli").main(words)
+for name in {MODULES!r}:
+    importlib.import_module(name)
+assert "torch_pruning" not in sys.modules
+import torch
+from tombola.sparsity.channels import channel_groups
+channel_groups("n", torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+assert "torch_pruning" in sys.modules
+"""
+    assert python(code) == ""
+
+
+def test_torch_pruning_is_known_in_one_file() -> None:
+    package = Path(tombola.__file__).parent
+    files = [p.name for p in package.rglob("*.py") if "import torch_pruning" in p.read_text()]
+    assert files == ["tracing.py"]

@@ -12,10 +12,13 @@ import torch
 
 import in_process
 import tombola
-from helpers import WideGAN
+from helpers import WideGAN, same
 from tombola.engine import early_bird, loop
+from tombola.engine.context import Context
 from tombola.engine.early_bird import packed, unpacked
+from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError, TicketError
+from tombola.runs.plan import Node
 from tombola.runs.store import Store
 from tombola.sparsity.earlybird import Watch
 from tombola.training.checkpoint import load_state
@@ -111,6 +114,9 @@ def test_the_table_has_the_smaller_network_and_its_three_opponents(found):
         for column in ("parameters", "macs_per_sample", "sparsity", "train_flops"):
             assert small[column] == alike[column]
         assert small["rewind_steps"] == ""
+        cuts = [r for r in records(found.out, "cut") if float(r["config"]["compress"]) == share]
+        assert {float(small["sparsity"])} == {cut["sparsity"] for cut in cuts}
+        assert {float(small["sparsity_all"])} == {cut["sparsity_all"] for cut in cuts}
         assert int(rows["thin-parameters", share]["parameters"]) <= int(small["parameters"])
     metrics = {row.metric for row in found.rows if row.arm == "compact"}
     assert "early_stopping_step" in metrics
@@ -166,6 +172,36 @@ def test_moments_averages_and_schedule_go_on_where_they_were(found):
             name = f"optimizer.generator.0.{key}"
             assert torch.equal(small[name], dense[name][:, kept])
             assert bool(small[name].any())
+
+
+def test_random_channels_are_as_many_of_each_layer_and_others(found):
+    store, masks = Store(found.out / "store"), {}
+    for path in store.folder.glob("*/ticket.safetensors"):
+        config = store.record(path.parent.name)["config"]
+        if config["compress"] == "0.6":
+            masks[config["channels"]] = tombola.load(path).masks
+    own, drawn = masks["ticket"], masks["random"]
+    assert {k: int(m.sum()) for k, m in own.items()} == {k: int(m.sum()) for k, m in drawn.items()}
+    assert any(not torch.equal(own[name], drawn[name]) for name in own)
+
+
+def test_the_smaller_networks_begin_with_the_moments_of_the_cut(found):
+    store = Store(found.out / "store")
+    context = Context(
+        store=store, task=TASK, data="digits", data_dir=None, skip_broken=False, device="cpu"
+    )
+    (record,) = [
+        r
+        for r in records(found.out, "train")
+        if r["config"]["start"] == "compact"
+        and store.record(r["parents"]["cut"])["config"]["compress"] == "0.6"
+    ]
+    trainer = trainer_of(
+        record["config"], context, Node("train", record["config"], record["parents"])
+    )
+    tensors, manifest = load_state(store.path(record["parents"]["cut"]) / "state.safetensors")
+    assert trainer.step == manifest["step"] == FOUND
+    assert same(trainer.state()[0], tensors)
 
 
 def test_the_ticket_has_a_bit_a_channel_and_can_be_cut_again(found):
@@ -289,6 +325,31 @@ def test_pressure_on_the_scales_shrinks_them_and_the_watch_alone(tmp_path, monke
         ends[strength]["dense"] = [(r["metric"], r["value"]) for r in rows]
     assert ends[0.3]["scale"].abs().mean() < ends[0.0]["scale"].abs().mean()
     assert ends[0.3]["dense"] == ends[0.0]["dense"]
+
+
+def test_averaged_weights_are_cut_and_go_on(tmp_path, monkeypatch):
+    settings = {
+        "train": {"ema": 0.9},
+        "prune": {"delta": 0.9},
+        "judge": {"samples": 100, "validation_samples": 20},
+    }
+    result = find(tmp_path / "out", monkeypatch, compress="0.6", controls="none", settings=settings)
+    store = Store(result.out / "store")
+    (folder,) = [p.parent for p in store.folder.glob("*/ticket.safetensors")]
+    dense, _ = load_state(next(store.folder.glob("*/cut-0.6.safetensors")))
+    small, _ = load_state(folder / "state.safetensors")
+    kept = tombola.load(folder / "ticket.safetensors").masks["generator.2.weight"]
+    name = "average.generator.2.weight"
+    assert torch.equal(small[name], dense[name][kept])
+    assert not torch.equal(small[name], small["network.generator.2.weight"])
+
+
+def test_every_draw_is_an_event_of_the_log(found):
+    lines = [json.loads(line) for line in (found.out / "log.jsonl").read_text().splitlines()]
+    draws = [line for line in lines if line.get("event") == "channel masks"]
+    assert [line["step"] for line in draws if line["compress"] == 0.3] == [2, 4, 6, 8, 10]
+    assert [line["largest"] is None for line in draws] == ([True] * 4 + [False]) * 2
+    assert set(draws[4]["largest"]) == {"generator", "discriminator"}
 
 
 def test_rounding_is_to_multiples_and_said(tmp_path, monkeypatch):

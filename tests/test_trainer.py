@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import TinyAE, TinyGAN, run, same, trainer
+from helpers import TinyAE, TinyGAN, images, run, same, trainer
+from tombola.data.batches import Batches
 from tombola.errors import ConfigError, DivergedError, TicketError
+from tombola.runtime import Runtime, seed_everything
 from tombola.sparsity.masks import ones, prunable
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top
 from tombola.tasks.base import Task, Turn
 from tombola.training.checkpoint import load_state, save_state
-from tombola.training.trainer import load_weights
+from tombola.training.trainer import Settings, Trainer, load_weights
 
 TASKS = [TinyAE, TinyGAN]
 
@@ -266,3 +268,65 @@ def test_constraints_follow_each_update_of_their_turn_and_masks_follow_them():
     held = run(trainer(Shifted(), masks=masks), 3)
     for name, weight in prunable(held.networks).items():
         assert not weight[~masks[name]].any()
+
+
+def in_fp16(task, steps=20):
+    """A trainer in fp16 on the CPU, which Runtime.open gives on CUDA only."""
+    seed_everything(0, "init")
+    runtime = Runtime(device=torch.device("cpu"), precision="fp16")
+    settings = Settings(runtime=runtime, seed=0, total_steps=steps)
+    return Trainer(task, task.networks((1, 8, 8)), Batches(images(), 16, 0), settings)
+
+
+def test_fp16_scales_losses_and_updates_by_gradients_of_their_own_size():
+    scaled, plain = in_fp16(TinyAE()), trainer(TinyAE())
+    run(scaled, 1)
+    run(plain, 1)
+    for name in ("encoder", "decoder"):
+        for a, b in zip(
+            scaled.networks[name].parameters(), plain.networks[name].parameters(), strict=True
+        ):
+            assert a.grad is not None
+            assert torch.allclose(a.grad, b.grad, atol=2e-3)
+    assert scaled.scaling.state()["scaler.all"]["scale"] == 65536.0
+    assert plain.scaling.state() == {}
+
+
+def test_fp16_leaves_an_update_out_and_halves_its_scale_where_gradients_overflow():
+    class Steep(TinyAE):
+        def loss(self, turn, networks, images):
+            # A finite loss whose scaled gradient is not: beyond what float32 holds.
+            return super().loss(turn, networks, images).float() * 1e35
+
+    made = in_fp16(Steep())
+    before = {k: v.clone() for k, v in made.networks["decoder"].state_dict().items()}
+    run(made, 1)
+    after = made.networks["decoder"].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert made.scaling.state()["scaler.all"]["scale"] == 32768.0
+
+
+def test_pressure_is_of_the_same_strength_in_fp16():
+    gradients = []
+    for strength in (0.0, 0.5):
+        made = in_fp16(TinyAE())
+        made.press({"decoder.0.weight"}, strength)
+        signs = made.networks["decoder"][0].weight.detach().sign()
+        run(made, 1)
+        gradients.append(made.networks["decoder"][0].weight.grad.clone())
+    assert torch.allclose(gradients[1] - gradients[0], 0.5 * signs, atol=1e-3)
+
+
+def test_fp16_resumes_with_its_scale():
+    whole = run(in_fp16(TinyAE()), 12)
+    first = in_fp16(TinyAE())
+    first.scaling._scalers["all"]._init_scale = 1024.0
+    run(first, 5)
+    tensors, manifest = first.state()
+    assert manifest["scalars"]["scaler.all"]["scale"] == 1024.0
+    again = in_fp16(TinyAE())
+    again.resume(tensors, manifest)
+    assert again.scaling.state() == first.scaling.state()
+    run(again, 12)
+    assert again.scaling.state()["scaler.all"]["scale"] == 1024.0
+    assert whole.scaling.state()["scaler.all"]["scale"] == 65536.0

@@ -258,7 +258,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="processes (default: up to the cores)")
     add("--threads", type=int, metavar="N", help="threads of each (default: cores / workers)")
     add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
-    add("--precision", metavar="LIST", help="fp32, bf16 (default: fp32)")
+    add("--precision", metavar="LIST", help="fp32, bf16, fp16 on CUDA (default: fp32)")
     add("--keep", metavar="all", help="keep every trained network and judged state")
     add("--skip-broken", action="store_true", default=None, help="leave broken images out")
     add("--json", action="store_true", help="print summary.json's object")

@@ -29,7 +29,7 @@ CHANNEL_CONTROLS = ("random-channels", "thin-flops", "thin-parameters")
 """What the smaller network of an early-bird ticket is held against."""
 DOWNSTREAM = ("auto", "judge", "resnet18", "none")
 PRESETS = ("quick", "paper")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 MOST = 1000
 """More seeds, rounds, workers or threads than this are a slip of the hand."""
 
@@ -78,7 +78,7 @@ class TrainSection:
     epochs: float = 0.0
     """Training length in epochs; 0 = by steps, or as the preset says."""
     precision: tuple[str, ...] = ("fp32",)
-    """fp32 or bf16; several values are arms."""
+    """fp32, bf16, or fp16 on CUDA; several values are arms."""
     ema: float = 0.0
     """Decay of the averaged weights that are judged; 0 = none are kept."""
 
@@ -92,7 +92,7 @@ class TrainSection:
             )
         some("train.precision", self.precision)
         for value in self.precision:
-            one_of("precision", value, PRECISIONS, to_come=("fp16",))
+            one_of("precision", value, PRECISIONS)
         distinct("precision", self.precision)
         number("train.ema", self.ema, low=0.0, high=1.0, open_high=True)
 

@@ -51,12 +51,7 @@ class Runtime:
         ConfigError for a device that is not there or a precision that it does not have.
         """
         chosen = resolve_device(device)
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}"
-            )
-        if precision == "fp16" and chosen.type != "cuda":
-            raise ConfigError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
+        check_precision(precision, chosen)
         torch.set_num_threads(threads)
         return Runtime(device=chosen, precision=precision, threads=threads)
 
@@ -66,6 +61,14 @@ class Runtime:
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """ConfigError for a precision that there is not, or not on a device."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError("precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
 
 
 def resolve_device(name: str) -> torch.device:

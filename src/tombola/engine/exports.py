@@ -18,7 +18,6 @@ from tombola.runs.store import write_atomic
 from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
 
-
 OF_CHANNELS = ("widths", "inputs")
 """What the manifest of a channel ticket says besides: channels, and what networks are called with.
 """
@@ -35,7 +34,7 @@ class Exports:
         self.write_tickets()
         self.write_models(summary)
         self.write_samples()
-        self.write_log()
+        self.write_log(summary)
 
     def _folder(self, name: str, arm: Arm) -> Path:
         """OUT/name, or OUT/name/<arm> when there are several arms."""
@@ -144,9 +143,9 @@ class Exports:
                 target = folder / f"{cell.kind}-round{cell.round:02d}.png"
                 write_atomic(target, grid.read_bytes())
 
-    def write_log(self) -> None:
+    def write_log(self, summary: Mapping[str, Any]) -> None:
         """OUT/log.jsonl: losses, judgements on validation and events of every training by step."""
-        lines = []
+        lines: list[dict[str, Any]] = []
         for cell in self.tables.plan.cells:
             record = self.tables.record(cell.train)
             where = {
@@ -161,6 +160,13 @@ class Exports:
                 {**where, "event": "judged on validation", "step": step, "value": course[str(step)]}
                 for step in sorted(map(int, course))
             ]
+            watched = summary["early_bird"].get(self.tables.arm_label(cell.arm), {"seeds": {}})
+            if cell.kind == "compact":
+                largest = watched["seeds"].get(str(cell.seed), {"largest": {}})["largest"]
+                lines += [
+                    {**where, "event": "channel masks", "step": int(step), "largest": found}
+                    for step, found in largest.items()
+                ]
             if "diverged" in record:
                 lines.append(
                     {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}

@@ -19,7 +19,7 @@ from tombola.metrics.features import find_inception, shipped_judge
 from tombola.metrics.rules import rule_of
 from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
-from tombola.runtime import PRECISIONS, Runtime, resolve_device, seed_everything
+from tombola.runtime import Runtime, check_precision, resolve_device, seed_everything
 from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Shape, Task
 from tombola.training.trainer import Settings, Trainer
@@ -151,7 +151,9 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
 
     ``chains``: how many trainings can be under way at once, which decides the default workers.
     """
-    resolve_device(config.run.device)
+    device = resolve_device(config.run.device)
+    for precision in config.train.precision:
+        check_precision(precision, device)
     task, length = make_task(config)
     rule_of("", config.verdict.margins)  # refuses a margin of a metric that has no rule
     channels = native_channels(config.data.name, data_dir)
@@ -173,7 +175,7 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         task=task,
         images=images,
         shape=shape,
-        device=resolve_device(config.run.device).type,
+        device=device.type,
         workers=workers,
         threads=threads,
         steps=training_steps(config, length, epoch_steps),
@@ -283,7 +285,6 @@ def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, 
 def seconds_per_step(setting: Setting, budget_seconds: float = 1.0) -> float:
     """Measured seconds of one training step on throwaway networks (for the dry run's estimate)."""
     runtime = Runtime.open(setting.device, setting.config.train.precision[0], setting.threads)
-    assert runtime.precision in PRECISIONS
     seed_everything(0, "trial")
     networks = setting.task.networks(setting.shape)
     batches = Batches(setting.images.splits["train"], setting.task.batch_size, 0, runtime.device)

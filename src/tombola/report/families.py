@@ -32,6 +32,11 @@ class Family(NamedTuple):
     """What stands for it: its only member, or what all members share, compress being None."""
     members: tuple[SearchKey, ...]
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether its levels are rounds, and not shares of channels."""
+        return self.members[0].compress is None
+
     def folder(self, several_precisions: bool) -> str:
         """What its files are named by, where there are several families."""
         if len(self.members) == 1:
@@ -43,7 +48,7 @@ class Family(NamedTuple):
 def families_of(searches: Iterable[SearchKey]) -> list[Family]:
     """The families of some searches, in order of their first members."""
     found: dict[SearchKey, list[SearchKey]] = {}
-    for search in searches:
+    for search in dict.fromkeys(searches):
         found.setdefault(search._replace(compress=None), []).append(search)
     return [
         Family(key if len(group) > 1 else group[0], tuple(sorted(group, key=_compress)))

@@ -121,11 +121,12 @@ class _Page:
 
     @cached_property
     def focus(self) -> int:
-        """The round that the page opens at: the sparsest winning ticket's, else the middle one."""
-        return self.focus_of(self.families[0]) if self.families else 0
+        """The round that costs and classes are told of: that of the first search in rounds."""
+        families = sorted(self.families, key=lambda family: not family.in_rounds)
+        return self.focus_of(families[0]) if families else 0
 
     def focus_of(self, family: Family) -> int:
-        """The level that a family's pictures open at."""
+        """The level that a family opens at: the sparsest winning ticket's, else the middle one."""
         sparsity = levels_at(family, self.rows)
         found = self.verdict(family, self.primary or "")
         wanted = found.get("sparsity") or found.get("matches_up_to")
@@ -314,8 +315,7 @@ class _Page:
     @property
     def level_name(self) -> str:
         """``83.2% sparsity, round 8``: the level that costs and classes are told of."""
-        own = [family for family in self.families if family.key.compress is None
-               and len(family.members) == 1]  # fmt: skip
+        own = [family for family in self.families if family.in_rounds]
         shares = "every compress value" if len(own) < len(self.families) else ""
         if not own:
             return shares

@@ -11,6 +11,7 @@ from tombola.metrics.sentences import margin_text, percent
 from tombola.metrics.statistics import SearchKey, interval, metric_kind
 from tombola.report.curves import (
     DENSE,
+    TICKET,
     Curve,
     Point,
     arm_order,
@@ -318,7 +319,10 @@ def stability_of(found: Any, metric: str | None) -> Table | None:
         for arm, ratio in arms.items():
             span = f"{number(ratio.get('low'), 3)} to {number(ratio.get('high'), 3)}"
             cells = (number(ratio.get("ratio"), 3), span, str(ratio.get("state", NONE)))
-            rows.append((f"{search}: ticket / {arm}", *cells, number(ratio.get("seeds"))))
+            own = TICKET if key_named(search) is None else "compact"
+            rows.append(
+                (f"{shown_name(search)}: {own} / {arm}", *cells, number(ratio.get("seeds")))
+            )
     if not rows or metric is None:
         return None
     columns = ("standard deviations", "ratio", "95% interval", "the ticket is", "seeds")

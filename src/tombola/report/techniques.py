@@ -86,7 +86,7 @@ def _chosen(curve: Curve, verdict: Mapping[str, Any]) -> tuple[Point, str]:
 def _technique(curve: Curve, point: Point, why: str, rows: Sequence[CostRow]) -> Technique:
     def total(kind: str) -> tuple[float, ...]:
         pairs = [(getattr(row, f"train_{kind}"), getattr(row, f"search_{kind}")) for row in rows]
-        return tuple(own + (search or 0) for own, search in pairs if own is not None)
+        return tuple(float(own + (search or 0)) for own, search in pairs if own is not None)
 
     return Technique(
         search=curve.search,

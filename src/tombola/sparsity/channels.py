@@ -2,35 +2,27 @@
 
 A channel can leave only with all that belongs to it: the filter that makes it, its bias, its
 normalisation, and what every later layer learnt of it; across a residual sum the channels of all
-branches. What belongs together is traced by torch-pruning, which is used here and nowhere else, and
-believed only where a probe proves it: after half of a group's channels are cut from a copy with
-random weights, the outputs must be those of the copy in which they were zeroed.
+branches. What belongs together is traced (``tracing.py``), and believed only where a probe proves
+it: after half of a group's channels are cut from a copy with random weights, the outputs must be
+those of the copy in which they were zeroed.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from tombola.errors import ConfigError
-from tombola.sparsity.cutting import Cut, Inputs, Slice, copied, floating_tensors
+from tombola.sparsity.cutting import Cut, Inputs, Slice, copied
 from tombola.sparsity.names import own_tensors, plain_state, walk, without_spectral_norm
 from tombola.sparsity.proof import MAKES_OUTPUT, prove
+from tombola.sparsity.tracing import NORMS, Item, coupled, trace
 
-NORMS = (_NormBase, nn.GroupNorm)
-"""Normalisation layers with a scale a channel (or, without affine, at least statistics of it)."""
 MAKERS = (*NORMS, _ConvNd, nn.Linear, nn.Embedding)
 """Layers that are asked for their channels."""
-_GATES = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""Layers that stand for an input in the trace, by its number of dimensions: torch-pruning follows
-only what comes out of a layer, and would take what is concatenated to an input for all there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +57,7 @@ def channel_groups(network: str, module: nn.Module, inputs: Inputs) -> list[Grou
         without_spectral_norm(part)
     for parameter in bare.parameters():
         parameter.requires_grad_(True)
-    graph, names = _trace(network, bare, inputs), _Names(network, module, bare)
+    graph, names = trace(network, bare, inputs), _Names(network, module, bare)
     parts = [part for part in names.parts if isinstance(part, MAKERS)]
     seen: set[int] = set()
     found: list[Group] = []
@@ -74,7 +66,7 @@ def channel_groups(network: str, module: nn.Module, inputs: Inputs) -> list[Grou
             continue
         name, items = f"{network}.{names.prefixes[id(part)]}".rstrip("."), []
         if part in graph.module2node:
-            items = _coupled(graph, part, seen)
+            items = coupled(graph, part, seen)
             if not items:
                 continue
         seen |= {id(item.module) for item in items if item.makes} | {id(part)}
@@ -112,116 +104,6 @@ class _Names:
                 self.shared |= {first: other, other: first}
 
 
-class _Gated(nn.Module):
-    """A network behind a layer for each of its inputs."""
-
-    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.network = network
-        self.gates = nn.ModuleList()
-        for x in inputs:
-            gate = _GATES.get(x.dim()) if x.is_floating_point() else None
-            self.gates.append(gate(x.shape[1], dtype=x.dtype) if gate else nn.Identity())
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """The network's answer."""
-        return self.network(*(gate(x) for gate, x in zip(self.gates, inputs, strict=True)))
-
-
-def _trace(network: str, bare: nn.Module, inputs: Inputs) -> Any:
-    """torch-pruning's graph of a network; ConfigError if there is none."""
-    import torch_pruning
-
-    own = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with (
-            warnings.catch_warnings(),
-            torch.enable_grad(),
-            torch.random.fork_rng(devices=[]),
-        ):
-            warnings.simplefilter("ignore")
-            given = tuple(x.detach().cpu() for x in inputs)
-            given = tuple(x.to(own) if x.is_floating_point() else x for x in given)
-            gated = _Gated(bare, given).eval()
-            gated(*given)  # torch-pruning would hide this one's error behind its own
-            graph = torch_pruning.DependencyGraph()
-            return graph.build_dependency(
-                gated, example_inputs=given, output_transform=_ends, verbose=False
-            )
-    except Exception as error:
-        text = (str(error).strip() or "no message").splitlines()[0]
-        raise ConfigError(
-            f"network {network!r} cannot be followed channel by channel "
-            f"({type(error).__name__}: {text}); prune the others, or single weights"
-        ) from error
-
-
-def _ends(made: Any) -> list[Tensor]:
-    """The outputs behind one more operation, which torch-pruning then knows for an output."""
-    return [1 * x for x in floating_tensors(made) if x.requires_grad]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One place that a group reaches: a module, by its filters or by what it reads."""
-
-    module: Any
-    makes: bool
-    """Whether its outputs are meant (filters), else its inputs."""
-    positions: Mapping[int, list[int]]
-    """Channel of the root -> positions in this module's dimension."""
-
-    @property
-    def places(self) -> int:
-        """How many places it has there."""
-        return sum(map(len, self.positions.values()))
-
-    @property
-    def is_operation(self) -> bool:
-        """Whether it is a sum, a reshape or the like, which has nothing to cut."""
-        return type(self.module).__module__.startswith("torch_pruning.")
-
-    @property
-    def is_output(self) -> bool:
-        """Whether it is one of the network's outputs."""
-        return self.is_operation and type(self.module).__name__ == "_OutputOp"
-
-
-def _coupled(graph: Any, part: nn.Module, seen: set[int]) -> list[_Item]:
-    """What goes with the channels of a layer, counted from the member that has the fewest.
-
-    Nothing if that member was counted from before: behind a concatenation a layer has the channels
-    of several groups.
-    """
-    items = _items(graph, part)
-    makers = [i for i in items if i.makes and isinstance(i.module, (*NORMS, _ConvNd, nn.Linear))]
-    fewest = min(makers, key=lambda item: item.places, default=None)
-    if fewest is not None and fewest.places < graph.get_out_channels(part):
-        return [] if id(fewest.module) in seen else _items(graph, fewest.module)
-    return items
-
-
-def _items(graph: Any, root: nn.Module) -> list[_Item]:
-    """What goes with all channels of a layer; of one that makes the output only with the first.
-
-    Behind a reshape torch-pruning's time is the square of their number: seconds for the pixels that
-    a linear layer makes, which cannot be cut anyway.
-    """
-    found: list[_Item] = []
-    pruner, several = graph.get_pruner_of_module(root), graph.get_out_channels(root)
-    for channels in ([0], list(range(several))):
-        found = []
-        for entry in graph.get_pruning_group(root, pruner.prune_out_channels, channels):
-            positions: dict[int, list[int]] = {}
-            for place, channel in zip(entry.idxs, entry.root_idxs, strict=True):
-                positions.setdefault(channel, []).append(place)
-            makes = "out_channels" in entry.dep.handler.__name__
-            found.append(_Item(entry.dep.target.module, makes, positions))
-        if any(item.is_output for item in found):
-            break
-    return found
-
-
 class _CannotError(Exception):
     """A layer or a place that cannot be cut, in words."""
 
@@ -236,7 +118,7 @@ class _Reader:
         self.filters: list[Slice] = []
         self.tables: list[Slice] = []
 
-    def group(self, name: str, items: Sequence[_Item]) -> Group:
+    def group(self, name: str, items: Sequence[Item]) -> Group:
         """The group that some items make; with a reason if one of them cannot be cut."""
         reason, sets = "", _sets(items)
         try:
@@ -259,7 +141,7 @@ class _Reader:
             reason=reason,
         )
 
-    def _read(self, item: _Item, sets: Sequence[Sequence[int]]) -> None:
+    def _read(self, item: Item, sets: Sequence[Sequence[int]]) -> None:
         module = item.module
         if item.is_operation:
             return
@@ -276,7 +158,7 @@ class _Reader:
             self._layer(prefix, module, item.makes, _rows(item, sets, prefix.rstrip(".")))
 
     def _parameter(
-        self, parameter: nn.Parameter, item: _Item, sets: Sequence[Sequence[int]]
+        self, parameter: nn.Parameter, item: Item, sets: Sequence[Sequence[int]]
     ) -> None:
         """The places of a parameter outside of any layer: where it is as long as the channels.
 
@@ -345,7 +227,7 @@ class _Reader:
             kind.append(place)
 
 
-def _sets(items: Sequence[_Item]) -> list[list[int]]:
+def _sets(items: Sequence[Item]) -> list[list[int]]:
     """The root's channels in sets that can only leave whole, ordered by their first one.
 
     Together are those that share a place of a layer, as behind a Linear -> BatchNorm -> reshape,
@@ -367,7 +249,7 @@ def _sets(items: Sequence[_Item]) -> list[list[int]]:
     return list(found.values())
 
 
-def _pairs(items: Sequence[_Item]) -> Iterator[tuple[int, int]]:
+def _pairs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
     """Channels of which both are in one place of a layer."""
     for item in items:
         if item.is_operation or isinstance(item.module, nn.Parameter):
@@ -381,7 +263,7 @@ def _pairs(items: Sequence[_Item]) -> Iterator[tuple[int, int]]:
                 yield channel, owner.setdefault(place // size, channel)
 
 
-def _rows(item: _Item, sets: Sequence[Sequence[int]], where: str) -> Tensor:
+def _rows(item: Item, sets: Sequence[Sequence[int]], where: str) -> Tensor:
     """(sets, places of each) in one dimension of a layer."""
     rows = [sorted({p for c in each for p in item.positions.get(c, ())}) for each in sets]
     if not rows[0] or len({len(row) for row in rows}) > 1:

@@ -91,7 +91,7 @@ def shrink(networks: Mapping[str, nn.Module], cut: Cut) -> None:
 
 
 def resize(networks: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give every tensor the shape that a smaller network's file has, in place; all that changes is zero.
+    """Give every tensor the shape that a smaller network has, in place; what changes is zero.
 
     ``shapes`` by ``network.name``. TicketError for a missing or unknown name, for a shape that is
     no smaller version of the network's, or for a layer whose own sizes do not fit together; whether

@@ -23,6 +23,7 @@ from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import load_plain_state, plain_parameters, plain_state
 from tombola.tasks.base import Networks, Task, Turn
+from tombola.training.scaling import Scaling
 
 LOG_ROWS = 100
 """Loss rows that a run keeps, equally spaced."""
@@ -73,6 +74,7 @@ class Trainer:
         self.optimizers = {
             turn.name: task.optimizer(turn.name, self._learners[turn.name]) for turn in task.turns
         }
+        self.scaling = Scaling(settings.runtime, self.optimizers)
         self._constrains = type(task).constrain is not Task.constrain
         self._factor = 1.0
         self._rates = [(o, [g["lr"] for g in o.param_groups]) for o in self.optimizers.values()]
@@ -109,11 +111,11 @@ class Trainer:
                 with self.settings.runtime.autocast():
                     result = self.task.loss(turn.name, self.networks, images)
                 loss = self._scalar(turn, result)
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.scaling.backward(turn.name, loss, optimizer)
                 for scale in self._pressed.get(turn.name, ()):
                     if scale.grad is not None:
                         scale.grad.add_(scale.detach().sign(), alpha=self._pressure)
-                optimizer.step()
+                self.scaling.step(turn.name, optimizer)
                 if self._constrains:
                     with torch.no_grad():
                         self.task.constrain(turn.name, self.networks)
@@ -249,7 +251,7 @@ class Trainer:
         self.check()
         tensors = {f"network.{k}": v.detach() for k, v in named_state(self.networks).items()}
         tensors.update({f"average.{k}": v for k, v in self._averages.items()})
-        scalars: dict[str, Any] = {}
+        scalars: dict[str, Any] = self.scaling.state()
         for turn, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
                 for key, value in entries.items():
@@ -292,6 +294,7 @@ class Trainer:
             value.copy_(tensors[f"average.{name}" if whole else f"network.{name}"])
         if whole:
             self._load_optimizers(tensors, manifest["scalars"])
+            self.scaling.load(manifest["scalars"])
             self.log = list(manifest["log"])
         self.step = int(manifest["step"])
 
