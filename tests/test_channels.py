@@ -241,6 +241,11 @@ CASES: dict[str, Case] = {
             lambda s, x: s.o(F.relu(s.b(torch.cat([F.relu(s.a(x)), F.relu(s.c(x))], 1)))),
             a=conv(3, 4), c=conv(3, 6), b=BN(10), o=conv(10, 2),
         ), {"b": 4, "c": 6}, {"o": OUTPUT}),
+    "two norms of a concatenation": Case(
+        lambda: Net(
+            lambda s, x: s.o(s.b2(F.relu(s.b(torch.cat([s.a(x), s.c(x)], 1))))),
+            a=conv(3, 4), c=conv(3, 6), b=BN(10), b2=BN(10), o=conv(10, 2),
+        ), {"b": 4, "c": 6}, {"o": OUTPUT}),
     "concatenated with the input": Case(
         lambda: Net(
             lambda s, x, y: s.o(torch.cat([x, F.relu(s.b(s.c(x))), y], 1)),
@@ -701,8 +706,22 @@ def test_a_compiled_network_is_not_compiled_for_its_probes() -> None:
         calls.append(graph)
         return graph
 
-    channel_groups("n", torch.compile(plain(), backend=backend), given((IMAGE,), 0))
+    network = torch.compile(plain(), backend=backend)
+    channel_groups("n", network, given((IMAGE,), 0))
+    assert prove("n", network, half(network), given((IMAGE,), 0), random=True) == ""
     assert not calls
+
+
+def test_a_cut_of_the_outputs_is_no_cut() -> None:
+    """One channel of an output would be compared with all of them, had it not another shape."""
+    network = plain()
+    keep = {"n.3.weight": {0: torch.arange(3) < 1}, "n.3.bias": {0: torch.arange(3) < 1}}
+    with torch.no_grad():
+        for tensor in (network[3].weight, network[3].bias):
+            tensor.copy_(tensor[:1].expand_as(tensor).clone())
+    for random in (True, False):
+        why = prove("n", network, Cut(keep), given((IMAGE,), 0), random=random)
+        assert why == "it " + OUTPUT
 
 
 def test_a_group_of_a_table_alone_is_ranked_by_its_columns() -> None:

@@ -64,11 +64,8 @@ def channel_groups(network: str, module: nn.Module, inputs: Inputs) -> list[Grou
     for part in sorted(parts, key=lambda each: not isinstance(each, NORMS)):
         if id(part) in seen:
             continue
-        name, items = f"{network}.{names.prefixes[id(part)]}".rstrip("."), []
-        if part in graph.module2node:
-            items = coupled(graph, part, seen)
-            if not items:
-                continue
+        name = f"{network}.{names.prefixes[id(part)]}".rstrip(".")
+        items = coupled(graph, part) if part in graph.module2node else []
         seen |= {id(item.module) for item in items if item.makes} | {id(part)}
         found.append(_Reader(names).group(name, items))
     order = [f"{network}.{prefix}".rstrip(".") for prefix in names.prefixes.values()]

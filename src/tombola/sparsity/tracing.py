@@ -100,11 +100,10 @@ class Item:
         return self.is_operation and type(self.module).__name__ == "_OutputOp"
 
 
-def coupled(graph: Any, part: nn.Module, seen: set[int]) -> list[Item]:
+def coupled(graph: Any, part: nn.Module) -> list[Item]:
     """What goes with the channels of a layer, counted from the member that has the fewest.
 
-    Nothing if that member, by its id, was counted from before: behind a concatenation a layer has
-    the channels of several groups.
+    Behind a concatenation a layer has the channels of several groups, and those of one are meant.
     """
     items = _items(graph, part, [0])
     if any(item.is_output for item in items):
@@ -115,8 +114,6 @@ def coupled(graph: Any, part: nn.Module, seen: set[int]) -> list[Item]:
     makers = [i for i in items if i.makes and isinstance(i.module, (*NORMS, _ConvNd, nn.Linear))]
     fewest = min(makers, key=lambda item: item.places, default=None)
     if fewest is not None and fewest.places < graph.get_out_channels(part):
-        if id(fewest.module) in seen:
-            return []
         part = fewest.module
         items = _items(graph, part, range(graph.get_out_channels(part)))
     n = graph.get_out_channels(part)
