@@ -395,6 +395,24 @@ def test_controls_of_single_weights_and_of_channels_do_not_mix():
         build({"search": {"controls": "thin-flops"}})
 
 
+def test_a_dry_run_tells_of_channels_and_not_of_levels(tmp_path):
+    from tombola import api, dry_run
+    from tombola.config import build
+
+    tables = {
+        "task": {"name": TASK},
+        "data": {"name": "digits"},
+        # Rounds that would leave no weight: nothing of early-bird goes by them.
+        "search": {"method": "early-bird", "rounds": 100},
+        "prune": {"compress": "0.3,0.6"},
+    }
+    request = api.find_request(build(tables), None, tmp_path / "out", "x")
+    notes = "\n".join(dry_run.describe(request)[1])
+    assert "compress: 0.3, 0.6 of the channels" in notes
+    assert "kept by level" not in notes
+    assert "watch: 3 runs" in notes
+
+
 def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
     from tombola import api
     from tombola.tickets_config import ticket_config

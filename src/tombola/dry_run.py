@@ -36,7 +36,11 @@ def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
         f"  {kind}: {count} runs, {there[kind]} of them done"
         for kind, count in sorted(kinds.items())
     ]
-    for pool, n in setting.pools.items():
+    config = setting.config
+    if "early-bird" in config.search.method:
+        lines.append(f"  compress: {', '.join(config.prune.compress)} of the channels")
+    masked = set(config.search.method) != {"early-bird"}
+    for pool, n in setting.pools.items() if masked else ():
         kept = [setting.kept(pool, level) for level in range(1, len(setting.levels) + 1)]
         lines.append(
             f"  prune {pool}: {n} weights, kept by level: {', '.join(str(k) for k in kept)}"

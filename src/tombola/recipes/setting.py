@@ -202,6 +202,8 @@ def _check_arms(setting: Setting) -> None:
         raise ConfigError(
             f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
         )
+    if set(config.search.method) == {"early-bird"}:
+        return  # it has no levels of single weights
     for pool in setting.pools:
         for level in range(1, len(setting.levels) + 1):
             setting.kept(pool, level)
