@@ -31,7 +31,7 @@ from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import load_state, load_weights_file, save_state
 from tombola.training.scoring import inputs_of
-from tombola.training.trainer import Trainer, load_any_size, load_weights
+from tombola.training.trainer import Trainer, load_any_size, load_weights, under
 
 
 def watch(node: Node, context: Context) -> None:
@@ -116,7 +116,7 @@ def cut(node: Node, context: Context) -> None:
     folder = context.store.path(node.parents["watch"])
     tensors, manifest = load_state(folder / f"cut-{config['compress']}.safetensors")
     trainer = trainer_of(watched["config"], context, None)
-    load_weights(trainer.networks, _under(tensors, "network."))
+    load_weights(trainer.networks, under(tensors, "network."))
     channels = _channels(trainer, watched["config"])
     kept = _bits(found["kept"], watched["channels"])
     if config["round_to"] > 1:
@@ -187,7 +187,7 @@ def thin(node: Node, context: Context) -> None:
         return
     small = task.networks(shape)
     tensors, _ = load_state(context.store.path(node.parents["cut"]) / "state.safetensors")
-    load_any_size(small, _under(tensors, "network."))
+    load_any_size(small, under(tensors, "network."))
     inputs = inputs_of(task, small, shape)
     wanted = {name: forward_macs(network, inputs[name]) for name, network in small.items()}
     plan = thin_plan(task, shape, wanted)
@@ -326,7 +326,3 @@ def _bits(texts: Mapping[str, str], sizes: Mapping[str, int]) -> Kept:
         bits = np.unpackbits(raw, count=sizes[name]).astype(bool)
         found[name] = torch.from_numpy(bits)
     return found
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

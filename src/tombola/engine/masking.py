@@ -20,7 +20,7 @@ from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.select import top
 from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
-from tombola.training.trainer import load_weights
+from tombola.training.trainer import load_weights, under
 
 
 def import_ticket(node: Node, context: Context) -> None:
@@ -109,7 +109,7 @@ def mask(node: Node, context: Context) -> None:
 def _start(context: Context, node: Node) -> dict[str, Tensor]:
     """The weights and buffers at the rewind point that a node begins with."""
     path = context.store.path(node.parents["rewind"]) / "state.safetensors"
-    return _network_state(load_state(path)[0])
+    return under(load_state(path)[0], "network.")
 
 
 def _scores(
@@ -137,7 +137,3 @@ def _scores(
 
 def _final(context: Context, name: str) -> dict[str, Tensor]:
     return load_weights_file(context.store.path(name) / "final.safetensors")
-
-
-def _network_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}

@@ -16,7 +16,7 @@ from tombola.sparsity.masks import Masks, erk, shuffle
 from tombola.sparsity.tickets import Ticket, load_ticket
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import load_state
-from tombola.training.trainer import Settings, Trainer, named_state
+from tombola.training.trainer import Settings, Trainer, named_state, under
 
 
 def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -> Trainer:
@@ -34,8 +34,7 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
     networks = thin_networks(task, shape, thin["plan"]) if "plan" in thin else task.networks(shape)
     if "cut" in parents:
         state = load_state(context.store.path(parents["cut"]) / "state.safetensors")
-        shapes = {k: v.shape for k, v in state[0].items() if k.startswith("network.")}
-        resize(networks, {k.removeprefix("network."): v for k, v in shapes.items()})
+        resize(networks, {k: v.shape for k, v in under(state[0], "network.").items()})
     masks = None
     ticket: Ticket | None = None
     if node is not None and "ticket" in node.parents:

@@ -289,7 +289,7 @@ class Trainer:
     def _load(
         self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], whole: bool
     ) -> None:
-        load_weights(self.networks, _under(tensors, "network."))
+        load_weights(self.networks, under(tensors, "network."))
         for name, value in self._averages.items():
             value.copy_(tensors[f"average.{name}" if whole else f"network.{name}"])
         if whole:
@@ -302,7 +302,7 @@ class Trainer:
         for turn, optimizer in self.optimizers.items():
             prefix = f"optimizer.{turn}."
             state: dict[int, dict[str, Any]] = {}
-            entries: dict[str, Any] = {**_under(tensors, prefix)}
+            entries: dict[str, Any] = {**under(tensors, prefix)}
             entries.update(
                 {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
             )
@@ -341,7 +341,7 @@ def load_weights(networks: Networks, weights: Mapping[str, Tensor]) -> None:
                 f"tensor {name!r} belongs to no network of this task; it has: {', '.join(networks)}"
             )
     for name, network in networks.items():
-        load_plain_state(network, _under(weights, f"{name}."))
+        load_plain_state(network, under(weights, f"{name}."))
 
 
 def named_state(networks: Networks) -> dict[str, Tensor]:
@@ -359,7 +359,8 @@ def _named_parameters(networks: Networks) -> Iterator[tuple[str, nn.Parameter]]:
             yield f"{name}.{key}", leaf
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
