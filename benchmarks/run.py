@@ -30,6 +30,7 @@ BENCHMARKS = {
     "savings": ("bench_savings", "measured"),
     "batches": ("bench_batches", "measured"),
     "workers": ("bench_workers", "measured"),
+    "attach": ("bench_attach", "measured"),
     "start": ("bench_start", "measured"),
 }
 """Name -> module and function of (size, blocks)."""

@@ -23,22 +23,23 @@ PACKAGE = ROOT / "src" / "tombola"
 TIERS = (
     {"errors"},
     {"__init__"},
-    {"limits", "models", "registry", "runtime", "values"},
+    {"hub", "limits", "models", "registry", "runtime", "values"},
     {"config"},
     {"data", "metrics", "runs", "sparsity", "tasks"},
     {"exported", "training"},
     {"recipes"},
     {"engine", "report"},
-    {"api", "bar", "doctor", "dry_run", "task_table", "tickets_config"},
-    {"exporting", "sampling"},
+    {"api", "bar", "doctor", "dry_run", "task_table", "tickets_config", "transfer_config"},
+    {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers"},
     {"commands"},
+    {"travel"},
     {"cli"},
     {"__main__"},
 )
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
 
 FILE_LINES, FUNCTION_LINES, POSITIONAL, ARGUMENTS = 400, 60, 6, 8
-SPEAKING = {"cli.py", "commands.py"}
+SPEAKING = {"cli.py", "commands.py", "travel.py"}
 """The only files that print."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "os.system"}

@@ -62,7 +62,7 @@ NAMES = {
     ),
     "compact without a ticket": (["train", "vae", "--compact"], "--compact give one --ticket"),
     "unknown preset": (["find", "vae", "--preset", "quik"], "'quik' did you mean quick paper"),
-    "preset to come": (["find", "vae", "--preset", "shared"], "'shared' not built quick, paper"),
+    "preset of others": (["find", "sngan", "--preset", "shared"], "sngan 'shared' dcgan, vae"),
     "unknown precision": (["find", "vae", "--precision", "f32"], "'f32' did you mean fp32"),
     "figure of nothing": (["figure", "@mine.py"], "mine.py is no directory give find"),
     "unknown keep": (["find", "vae", "--keep", "some"], "'some' choose from: all, final"),
@@ -232,8 +232,6 @@ TO_COME = {
     for name, part in cli.TO_COME.items()
 } | {
     "cluster is to come": (["find", "vae", "--cluster=ray"], "--cluster not built leave"),
-    "diff is to come": (["inspect", "a", "--diff", "b"], "--diff not built leave"),
-    "rebuild is to come": (["verify", "a", "--rebuild"], "--rebuild not built leave"),
 }
 FIRST = NAMES | NUMBERS | PLACES | FILES | TO_COME
 
@@ -380,7 +378,7 @@ SUBPROCESSES = [
     "pickle for a ticket",
     "folder empty",
     "out is a file",
-    "transfer is to come",
+    "reproduce is to come",
 ]
 
 MINE = '''"""Tasks and data of a user that are wrong in their own ways."""

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import in_process
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
+import bench_attach  # noqa: E402
 import bench_batches  # noqa: E402
 import bench_frechet  # noqa: E402
 import bench_judging  # noqa: E402
@@ -46,6 +49,9 @@ class InProcess:
         elif "judging" in setting:
             judgement = bench_judging.Judgement(setting["preset"], setting["size"])
             self.step = getattr(judgement, setting["judging"])
+        elif "own loop" in setting:
+            in_process.end_script(1)  # one process can be attached once
+            self.step = bench_attach.Loop(setting).step
         else:
             features = bench_frechet.Features(setting["size"])
             self.step = features.ours if setting["side"] == "ours" else features.by_sqrtm
@@ -63,7 +69,7 @@ class InProcess:
         return Timing(2.0 * steps, 1.0 * steps)
 
     def close(self):
-        pass
+        in_process.end_script(1)
 
 
 @pytest.fixture

@@ -142,6 +142,11 @@ def test_the_tasks_with_their_networks_and_sizes():
         {"name": "beta-vae", "networks": coder, "parameters": {"quick": 371171, "paper": 5613347}},
         {"name": "conv-ae", "networks": coder, "parameters": {"quick": 184107, "paper": 2937507}},
         {"name": "dcgan", "networks": gan, "parameters": {"quick": 477796, "paper": 6564228}},
+        {
+            "name": "ddpm",
+            "networks": ["denoiser"],
+            "parameters": {"quick": 217468, "paper": 7553283},
+        },
         {"name": "linear-ae", "networks": coder, "parameters": {"quick": 106291, "paper": 219891}},
         {
             "name": "resnet-dcgan",

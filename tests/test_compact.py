@@ -37,6 +37,7 @@ OPTIONS = {
     "wgan": {"width": 2, "latent": 4},
     "wgan-gp": {"width": 2, "latent": 4},
     "resnet-dcgan": {"width": 5, "latent": 4},
+    "ddpm": {"width": 8, "levels": (1, 2), "blocks": 1, "patch": 2},
 }
 LATENT = {
     "linear-ae": 3,
@@ -158,6 +159,8 @@ GROUPS = {
     "wgan": {"generator": [16, 8, 4, 2], "discriminator": [2, 4, 8, 16]},
     "wgan-gp": {"generator": [16, 8, 4, 2], "discriminator": [2, 4, 8, 16]},
     "sngan": {"generator": [16, 8, 4, 2], "discriminator": [2, 2, 4, 4, 8, 8, 16]},
+    # Sets of four channels, but where no GroupNorm looks: before the repetition, and the time.
+    "ddpm": {"denoiser": [2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 16, 32, 32]},
     # The stream of equal widths, and the inner width of each block.
     "resnet-dcgan": {"generator": [5, 5, 5, 5], "discriminator": [5, 5, 5, 5, 5, 5]},
     "resnet-vae": {

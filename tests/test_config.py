@@ -23,6 +23,7 @@ from tombola.errors import ConfigError
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve
 from tombola.runs.plan import SCHEMA, Graph, Node
+from tombola.tasks.base import Task
 
 TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
 
@@ -54,6 +55,7 @@ HASHES = {
     "cut": "e5b7a5499a88a0e54e98db25d0a6a292",
     "overlap": "e950f3afc07576d026e6c8dd5a8b0f83",
     "thin": "ee5eec2af2041eef6d0bae985f50704d",
+    "transfer": "c4be540a54e511095e8d36999b64823a",
 }
 
 
@@ -231,7 +233,7 @@ def test_the_defaults_of_the_contract():
     assert (made.prune.networks, made.search.controls) == (("all",), ("reinit", "shuffle"))
     assert made.train.precision == ("fp32",)
     assert made.run.device == "auto"
-    assert made.judge.samples == 10000
+    assert (made.judge.samples, Task.judged_samples) == (0, 10_000)
 
 
 def test_a_config_is_its_own_tables():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,21 @@ def words(data, out, *more):
 
 def test_the_gan_has_at_most_40_lines():
     assert len(MY_GAN.read_text("utf-8").splitlines()) <= 40
+
+
+def test_a_script_of_ones_own_takes_four_lines_and_no_change():
+    plain, attached = (
+        (ROOT / "examples" / f"dcgan_tutorial{end}.py").read_text("utf-8").splitlines()
+        for end in ("", "_attached")
+    )
+    changes = [line for line in difflib.ndiff(plain, attached) if line[0] in "+-"]
+    assert [line[0] for line in changes] == ["+"] * 4
+    assert all("tombola" in line or line.strip() == "+" for line in changes)
+    assert not any("tombola" in line for line in plain)
+    text = (ROOT / "docs" / "scripts.md").read_text("utf-8")
+    assert "with 4 lines more and none changed" in text
+    for line in changes:
+        assert line[2:] in text.splitlines(), line
 
 
 def check(out):

@@ -24,10 +24,13 @@ PUBLIC = {
     "Turn",
     "UserError",
     "__version__",
+    "attach",
     "compact",
+    "draw",
     "find",
     "load",
     "load_model",
+    "record",
     "save_ticket",
 }
 
@@ -56,18 +59,33 @@ SEARCH = {
     "--rounds", "--sparsity",
 }  # fmt: skip
 COMMANDS = {
-    "find": COMMON | SEARCH,
+    "find": COMMON | SEARCH | {"--transfer-to"},
+    "transfer": COMMON | {"TICKET", "--matrix", "--rounds", "--rate", "--sparsity", "--rewind"},
     "train": COMMON | {"--ticket", "--compact"},
     "export": {"FILE", "--to", "--out", "--task", "--json"},
     "sample": {"FILE", "--n", "--out", "--seed", "--task", "--data", "--data-dir"},
-    "inspect": {"FILE", "--json"},
-    "verify": {"FILE"},
+    "inspect": {"FILE", "--diff", "--json"},
+    "publish": {"FILE", "hub:USER/NAME", "--private", "--license", "--dry-run"},
+    "verify": {"FILE", "--rebuild", "--data", "--data-dir", "--task"},
     "report": {"DIR"},
     "figure": {"DIR", "--images", "--sparsity"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
+    "run": {
+        "--controls",
+        "--dry-run",
+        "--json",
+        "--out",
+        "--prune",
+        "--rate",
+        "--rewind",
+        "--rounds",
+        "--seeds",
+        "--sparsity",
+        "--steps",
+    },
 }
-TO_COME = {"transfer", "run", "publish", "reproduce"}
+TO_COME = {"reproduce"}
 
 SECTIONS = {
     "task": {"name", "preset", "options"},
@@ -98,7 +116,15 @@ SECTIONS = {
         "controls",
         "seeds",
     },
-    "judge": {"samples", "validation_samples", "sampling_seeds", "steps", "downstream"},
+    "rewind": {"schedule"},
+    "judge": {
+        "samples",
+        "validation_samples",
+        "sampling_seeds",
+        "steps",
+        "downstream",
+        "features",
+    },
     "verdict": {"margins"},
     "run": {"workers", "threads", "device", "keep"},
 }
@@ -112,6 +138,7 @@ TASK = {
     "family",
     "image_shape",
     "judge_loss",
+    "judged_samples",
     "latent",
     "latents",
     "learning_rate",
@@ -143,8 +170,10 @@ REGISTERED = {
         "wgan",
         "wgan-gp",
         "resnet-dcgan",
+        "ddpm",
     },
     "DATA": {"digits", "mnist", "cifar10", "celeba"},
+    "FEATURES": set(),
     "CRITERIA": {"magnitude", "random"},
 }
 
@@ -198,6 +227,10 @@ def test_the_kinds_of_user_errors() -> None:
 def test_the_functions_take_what_they_took() -> None:
     expected = "task data data_dir out settings progress **options"
     assert parameters(tombola.find) == expected.split()
+    assert parameters(tombola.draw) == ["train", "networks", "steps", "out", "**options"]
+    expected = "networks ema optimizers clock judge sample"
+    assert parameters(tombola.attach) == expected.split()
+    assert parameters(tombola.record) == ["metric", "value", "n", "better", "margin"]
     assert parameters(tombola.load) == ["path"]
     assert parameters(tombola.load_model) == ["path", "task"]
     assert parameters(tombola.save_ticket) == ["path", "ticket"]

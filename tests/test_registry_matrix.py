@@ -89,12 +89,14 @@ class Cycle:
 
 def expected_metrics(cycle: Cycle) -> set[str]:
     family, labelled = cycle.task.family, cycle.images.classes > 0
-    found = {"reconstruction_error"} if family != "gan" else {"discriminator_loss"}
-    found |= {"accuracy"} if labelled and family != "gan" else set()
+    reconstructs = family in ("autoencoder", "vae")
+    held_out = {"gan": {"discriminator_loss"}, "diffusion": {"denoising_loss"}}
+    found = set(held_out.get(family, {"reconstruction_error"}))
+    found |= {"accuracy"} if labelled and reconstructs else set()
     found |= {"elbo", "kl", "reconstruction", "active_units"} if family == "vae" else set()
     if family != "autoencoder":
         found |= {"fcd", "kcd", "cs", "precision", "recall", "density", "coverage"}
-    return found | ({"confident", "class"} if labelled and family == "gan" else set())
+    return found | ({"confident", "class"} if labelled and not reconstructs else set())
 
 
 def check(cycle: Cycle, judge: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from tombola.registry import TASKS
 from tombola.sparsity.masks import prunable
 from tombola.tasks.adversarial import DCGAN, SNGAN, WGAN, WGANGP, ResNetDCGAN
 from tombola.tasks.autoencoding import VAE, BetaVAE, ConvAE, LinearAE, ResNetVAE
-from tombola.tasks.base import Networks, Task
+from tombola.tasks.base import RECONSTRUCTING, Networks, Task
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_gan.py"
 ALL = [*TASKS.names(), f"{EXAMPLE}:MyGAN"]
@@ -158,6 +158,7 @@ def test_presets_hold_options_and_one_length(spec: str) -> None:
         ("wgan", 3, 477_796, 6_564_228),
         ("wgan-gp", 3, 477_572, 6_563_332),
         ("resnet-dcgan", 3, 156_932, 2_208_772),
+        ("ddpm", 3, 217_468, 7_553_283),
     ],
 )
 def test_parameter_counts(spec: str, channels: int, quick: int, paper: int) -> None:
@@ -215,7 +216,7 @@ def test_samples_and_reconstructions_are_images(spec: str) -> None:
         made = task.sample(networks, task.latents(6, torch.Generator().manual_seed(0)))
         assert made.shape == images.shape
         assert made.abs().max() <= 1
-    if task.family != "gan":
+    if task.family in RECONSTRUCTING:
         assert task.reconstruct(networks, images).shape == images.shape
     latents = torch.randn(6, max(task.latent, 1))
     samples = task.sample(networks, latents) if task.latent else None

@@ -12,6 +12,8 @@ from tombola.errors import ConfigError, DataError, TicketError, UserError
 
 if TYPE_CHECKING:
     from tombola.api import find, load_model
+    from tombola.loops.attaching import attach, record
+    from tombola.loops.drawing import draw
     from tombola.sparsity.compact import compact
     from tombola.sparsity.tickets import Ticket, load, save_ticket
     from tombola.tasks.base import Task, Turn
@@ -22,10 +24,13 @@ _PUBLIC = {
     "Task": "tombola.tasks.base",
     "Ticket": "tombola.sparsity.tickets",
     "Turn": "tombola.tasks.base",
+    "attach": "tombola.loops.attaching",
     "compact": "tombola.sparsity.compact",
+    "draw": "tombola.loops.drawing",
     "find": "tombola.api",
     "load": "tombola.sparsity.tickets",
     "load_model": "tombola.api",
+    "record": "tombola.loops.attaching",
     "save_ticket": "tombola.sparsity.tickets",
 }
 
@@ -38,10 +43,13 @@ __all__ = [
     "Turn",
     "UserError",
     "__version__",
+    "attach",
     "compact",
+    "draw",
     "find",
     "load",
     "load_model",
+    "record",
     "save_ticket",
 ]
 

@@ -18,6 +18,7 @@ from tombola.data.sources import native_channels, save_tensor_source
 from tombola.engine import search
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
+from tombola.hub import resolve
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
@@ -242,9 +243,11 @@ def carry_out(request: Request, progress: Progress | None = None) -> Result:
 def load_model(path: str | Path, task: str | type[Task] | None = None) -> dict[str, nn.Module]:
     """The trained networks of a model file, in eval mode on the CPU.
 
+    ``path``: a file on this disk, or ``hub:user/name[@revision][/file]`` (extra ``hub``).
     A file never decides what code runs: a task of the user's own is built only if ``task`` names
     it. TicketError if the file is unsound or does not fit the task.
     """
+    path = resolve(path)
     weights, manifest = load_model_file(path)
     return model_networks(path, weights, manifest, task)[1]
 

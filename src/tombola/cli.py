@@ -14,21 +14,18 @@ from typing import NoReturn
 
 import tombola
 from tombola.errors import ConfigError, UserError, unknown
+from tombola.hub import is_hub, resolve
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 TO_COME = {
-    "transfer": "travel",
-    "run": "travel",
-    "publish": "travel",
     "reproduce": "later",
 }
 """Commands of the contract that are not built yet, and the part that brings them."""
 _NOT_BUILT = {
-    "--diff": "travel",
-    "--rebuild": "travel",
     "--cluster": "later",
-    "--transfer-to": "travel",
 }
+_TRAVEL = frozenset({"transfer", "run", "publish"})
+"""Commands whose function is in travel.py; that of the others is in commands.py."""
 _USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR}
 
 
@@ -94,6 +91,10 @@ def _fail(text: str, code: int) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    whole, script = arguments, []
+    if arguments[:1] == ["run"] and "--" in arguments:  # what follows is the script's, not ours
+        place = arguments.index("--")
+        arguments, script = arguments[:place], arguments[place + 1 :]
     if arguments and arguments[0] in TO_COME:
         raise ConfigError(
             f"command {arguments[0]!r} is not built yet (part: "
@@ -115,11 +116,25 @@ def _run(arguments: list[str]) -> int:
     if "function" not in options:
         parser.print_help()
         return DONE
-    options.words = shlex.join(["tombola", *arguments])
-    from tombola import commands as does
+    options.words, options.script = shlex.join(["tombola", *whole]), script
+    _fetch(options)
+    if options.command in _TRAVEL or getattr(options, "transfer_to", None) is not None:
+        from tombola import travel as does
+    else:
+        from tombola import commands as does  # type: ignore[no-redef]
 
     code: int = getattr(does, options.function)(options)
     return code
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    """Files that are named as hub:user/name become files on this disk, for every command."""
+    for name in ("file", "ticket", "diff"):
+        given = getattr(options, name, None)
+        if isinstance(given, str):
+            setattr(options, name, str(resolve(given)) if is_hub(given) else given)
+        elif isinstance(given, list):
+            setattr(options, name, [str(resolve(each)) if is_hub(each) else each for each in given])
 
 
 def _superfluous(word: str, parser: argparse.ArgumentParser) -> ConfigError:
@@ -153,6 +168,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_common(train)
     train.add_argument("--ticket", metavar="FILE", help="a ticket file that find has written")
     train.add_argument("--compact", action="store_true", help="cut its channels (early-bird)")
+    _add_run(command("run", "Search tickets in a training script of your own, a process a round."))
+    _add_transfer(command("transfer", "Play tickets in another task, beside its own ones."))
     _add_export(command("export", "Write a model's generator or decoder for other tools."))
     sample = command("sample", "Make images from a trained model file, or from an exported one.")
     sample.add_argument("file", metavar="FILE", help="a file from OUT/models, or an exported one")
@@ -162,11 +179,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_task_option(sample)
     sample.add_argument("--data", metavar="DATA", help="images to reconstruct (autoencoders)")
     sample.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
-    inspect = command("inspect", "Show what is in a ticket or model file.")
-    inspect.add_argument("file", metavar="FILE", help="a ticket or model file")
-    inspect.add_argument("--json", action="store_true", help="print one JSON object")
-    verify = command("verify", "Check a file's format, checksum and masks; exit 0 if sound.")
-    verify.add_argument("file", metavar="FILE", help="a ticket or model file")
+    _add_inspect(command("inspect", "Show what is in a ticket or model file, or compare two."))
+    _add_verify(command("verify", "Check a file's format, checksum and masks; exit 0 if sound."))
+    _add_publish(command("publish", "Put a ticket or model file on the Hugging Face hub."))
     report = command("report", "Write report.html again from what is there.")
     report.add_argument("dir", metavar="DIR", help="a folder that find or train wrote")
     figure = command("figure", "Draw what each arm makes at each sparsity: PNG and SVG.")
@@ -186,6 +201,51 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     doctor.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser, dict(sub.choices)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", nargs="?", metavar="FILE", help="a ticket or model file")
+    add("--diff", nargs="+", metavar="FILE", help="two tickets to compare, or one to hold FILE to")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a ticket or model file")
+    add("--rebuild", action="store_true", help="train a ticket's start weights again and compare")
+    add("--data", metavar="DATA", help="the images it was found on, if they have no plain name")
+    add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
+    _add_task_option(parser)
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a ticket or model file")
+    add("target", metavar="hub:USER/NAME", help="where it goes; made if it is not there")
+    add("--private", action="store_true", help="make the repository one that only you see")
+    add("--license", metavar="NAME", help="the hub's name of its licence, such as mit")
+    add("--dry-run", action="store_true", help="print the model card; send nothing")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] -- COMMAND [WORD ...]"
+    parser.epilog = (
+        "COMMAND is how the script is started, such as: python train.py --epochs 5 --seed {seed}. "
+        "The script has one more line: tombola.attach({...networks...})."
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
+    add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
+    add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
+    add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
+    add("--rewind", metavar="STEP", help="where weights go back to: 500it, 0it (default: 10it)")
+    add("--steps", type=int, metavar="N", help="stop each training there (default: its own end)")
+    add("--seeds", type=int, metavar="N", help="training seeds, put in for {seed} (default: 1)")
+    add("--controls", metavar="LIST|none", help="reinit, shuffle (default: both)")
+    add("--out", metavar="DIR", help="default: runs/<script>-imp")
+    add("--json", action="store_true", help="print summary.json's object")
+    add("--dry-run", action="store_true", help="say what would be run; run nothing")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -219,12 +279,10 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
         metavar="NETWORK[,NETWORK]",
         help="networks to prune, once per arm; all = every network (default: all)",
     )
-    add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
-    add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
-    add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
+    _add_levels(parser)
+    add("--transfer-to", metavar="TASK[,TASK]", help="play its tickets in these tasks too")
     add("--compress", metavar="R", help="share of the channels that early-bird cuts (default: 0.5)")
     add("--round-to", type=int, metavar="N", help="round every layer's channels to N (early-bird)")
-    add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
     add(
         "--controls",
         metavar="LIST|none",
@@ -233,8 +291,26 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="a name, or path/to/file.py:ClassName")
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s TICKET TASK [options], or %(prog)s --matrix TASK,TASK [options]"
+    add = parser.add_argument
+    add("ticket", nargs="?", metavar="TICKET", help="a ticket file that find has written")
+    _add_common(parser, nargs="?")
+    add("--matrix", metavar="TASK,TASK", help="all ordered pairs of tasks, with their controls")
+    _add_levels(parser)
+
+
+def _add_levels(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
+    add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
+    add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
+    add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
+
+
+def _add_common(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    text = "a name, or path/to/file.py:ClassName"
+    parser.add_argument("task", nargs=nargs, metavar="TASK", help=text)
     add = parser.add_argument
     add(
         "--data",
@@ -246,7 +322,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, metavar="N", help="training seeds (default: 3; train: 1)")
     add("--out", metavar="DIR", help="default: runs/<task>-<data>-<method>")
     add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
-    add("--preset", metavar="NAME", help="quick (a laptop's size, the default) or paper")
+    add("--preset", metavar="NAME", help="quick (the default), paper or shared (vae, dcgan)")
     add(
         "--set",
         action="append",

@@ -101,7 +101,7 @@ def checked_out(text: str) -> Path:
 def do_find(options: argparse.Namespace) -> int:
     """``tombola find``."""
     tables = tables_of(options)
-    config, data_dir, out = _checked(options, tables)
+    config, data_dir, out = checked(options, tables)
     from tombola import api
 
     request = api.find_request(config, data_dir, out, options.words)
@@ -115,7 +115,7 @@ def do_train(options: argparse.Namespace) -> int:
     if ticket is None:
         tables.setdefault("search", {}).setdefault("seeds", 1)
         tables["search"].setdefault("rewind", "0it")
-        config, data_dir, out = _checked(options, tables)
+        config, data_dir, out = checked(options, tables)
     else:
         if options.seeds is not None:
             raise ConfigError(
@@ -147,13 +147,13 @@ def _ticket_checked(
     if "name" not in tables.setdefault("data", {}) and manifest.get("data") in DATA.names():
         tables["data"]["name"] = manifest["data"]
     tables["data"].setdefault("name", "digits")
-    _, data_dir, out = _checked(options, tables)
+    _, data_dir, out = checked(options, tables)
     config = ticket_config(ticket, manifest, tables)
     check_device(config.run.device)
     return config, data_dir, out
 
 
-def _checked(
+def checked(
     options: argparse.Namespace, tables: dict[str, dict[str, Any]]
 ) -> tuple[Config, Path | None, Path | None]:
     """Everything that can be told without torch: names, numbers, paths."""
@@ -189,7 +189,7 @@ def _carry_out(request: Request, options: argparse.Namespace) -> int:
         searched = sought and options.function == "do_find"
         print(verdict_table(result.summary) if searched else _values(result))
         print(f"report: {result.out / 'report.html'}")
-    return 1 if _all_diverged(result) else 0
+    return 1 if all_diverged(result) else 0
 
 
 def _values(result: Result) -> str:
@@ -204,7 +204,7 @@ def _values(result: Result) -> str:
     )
 
 
-def _all_diverged(result: Result) -> bool:
+def all_diverged(result: Result) -> bool:
     """Whether no training came to an end; says so."""
     if not any(row.metric not in ("diverged", "not-run") for row in result.rows):
         print(
@@ -289,10 +289,16 @@ def do_sample(options: argparse.Namespace) -> int:
 
 def do_inspect(options: argparse.Namespace) -> int:
     """``tombola inspect``."""
+    from tombola.sparsity.difference import difference, difference_text
     from tombola.sparsity.inspection import describe, describe_text
 
-    info = describe(options.file)
-    print(json.dumps(info, sort_keys=True) if options.json else describe_text(info))
+    files = [*([options.file] if options.file else []), *(options.diff or [])]
+    if len(files) != (2 if options.diff else 1):
+        wanted = "two tickets with --diff" if options.diff else "one file, or two with --diff"
+        raise ConfigError(f"inspect got {len(files)} files; give {wanted}")
+    info = difference(*files) if options.diff else describe(*files)
+    text = difference_text if options.diff else describe_text
+    print(json.dumps(info, sort_keys=True) if options.json else text(info))
     return 0
 
 
@@ -302,6 +308,10 @@ def do_verify(options: argparse.Namespace) -> int:
 
     verify_file(options.file)
     print(f"{options.file}: sound")
+    if options.rebuild:
+        from tombola.rebuilding import rebuild
+
+        print(rebuild(options.file, options.task, options.data, data_dir_of(options)))
     return 0
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from tombola.errors import ConfigError, unknown
 from tombola.limits import distinct, integer, number, one_of, some
-from tombola.registry import CRITERIA, DATA, TASKS, is_file_spec
-from tombola.values import decimal_fraction, parse_rewind
+from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
+from tombola.values import coerce, decimal_fraction, parse_rewind
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
@@ -28,7 +28,9 @@ CONTROLS = (
 CHANNEL_CONTROLS = ("random-channels", "thin-flops", "thin-parameters")
 """What the smaller network of an early-bird ticket is held against."""
 DOWNSTREAM = ("auto", "judge", "resnet18", "none")
-PRESETS = ("quick", "paper")
+PRESETS = ("quick", "paper", "shared")
+SHARED = ("dcgan", "vae")
+"""Registered tasks with the preset shared."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 MOST = 1000
 """More seeds, rounds, workers or threads than this are a slip of the hand."""
@@ -41,13 +43,18 @@ class TaskSection:
     name: str = "linear-ae"
     """A registered name or path/to/file.py:ClassName."""
     preset: str = "quick"
-    """quick (a laptop's size) or paper."""
+    """quick (a laptop's size), paper, or shared: decoder and generator are one network."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task, such as width or learning_rate."""
 
     def __post_init__(self) -> None:
         TASKS.check(self.name)
-        one_of("preset", self.preset, PRESETS, to_come=("shared",))
+        one_of("preset", self.preset, PRESETS)
+        if self.preset == "shared" and self.name not in SHARED and not is_file_spec(self.name):
+            raise ConfigError(
+                f"task {self.name} has no preset 'shared', which makes decoder and generator one "
+                f"network; the tasks that have it: {', '.join(SHARED)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +224,22 @@ class SearchSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewindSection:
+    """``rewind.*``: how a training goes on after its weights were rewound."""
+
+    schedule: str = "continue"
+    """continue: from the rewind step to N; restart: N steps from step 0, all but weights fresh."""
+
+    def __post_init__(self) -> None:
+        one_of("rewind.schedule", self.schedule, ("continue", "restart"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeSection:
     """``judge.*``: how trained networks are judged."""
 
-    samples: int = 10000
-    """At most this many real images and as many fakes."""
+    samples: int = 0
+    """At most this many real images and as many fakes; 0 = 10,000, or fewer as the task says."""
     validation_samples: int = 2000
     """At most this many validation images judge a training's course; 0 = it is not judged."""
     sampling_seeds: int = 3
@@ -230,9 +248,13 @@ class JudgeSection:
     """Which classifier says what images are of: auto (one at hand), judge, resnet18 or none."""
     steps: int = 0
     """Training length of a data set's own classifier; 0 = as its recipe says, at least 1,500."""
+    features: str = ""
+    """A feature network of one's own that compares samples, path/to/file.py:NAME; empty = none."""
 
     def __post_init__(self) -> None:
-        integer("judge.samples", self.samples, low=2)
+        if self.features:
+            FEATURES.check(self.features)
+        integer("judge.samples", self.samples, low=2 if self.samples else 0)
         integer("judge.validation_samples", self.validation_samples, low=0)
         if self.validation_samples == 1:
             raise ConfigError("judge.validation_samples got 1; it takes 0, or 2 and more")
@@ -283,9 +305,17 @@ class Config:
     train: TrainSection = field(default_factory=TrainSection)
     prune: PruneSection = field(default_factory=PruneSection)
     search: SearchSection = field(default_factory=SearchSection)
+    rewind: RewindSection = field(default_factory=RewindSection)
     judge: JudgeSection = field(default_factory=JudgeSection)
     verdict: VerdictSection = field(default_factory=VerdictSection)
     run: RunSection = field(default_factory=RunSection)
+
+    def __post_init__(self) -> None:
+        if self.rewind.schedule == "restart" and self.search.optimizer_at_rewind == "restore":
+            raise ConfigError(
+                "rewind.schedule=restart begins with a fresh optimizer, but "
+                "search.optimizer_at_rewind is 'restore'; leave one of the two out"
+            )
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """The config as plain tables, as ``--config`` reads them and ``config.json`` keeps them."""
@@ -304,6 +334,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "train": TrainSection,
     "prune": PruneSection,
     "search": SearchSection,
+    "rewind": RewindSection,
     "judge": JudgeSection,
     "verdict": VerdictSection,
     "run": RunSection,
@@ -332,7 +363,7 @@ def _section(name: str, table: Mapping[str, Any]) -> Any:
     rest: dict[str, Any] = {}
     for key, value in table.items():
         if key in fields and key != open_field:
-            values[key] = _coerce(f"{name}.{key}", value, fields[key])
+            values[key] = coerce(f"{name}.{key}", value, str(fields[key].type))
         elif open_field is not None:
             rest[key] = value
         else:
@@ -340,37 +371,6 @@ def _section(name: str, table: Mapping[str, Any]) -> Any:
     if open_field is not None:
         values[open_field] = rest
     return kind(**values)
-
-
-_KINDS: dict[str, tuple[type, str]] = {
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
-}
-"""Annotation of a field -> its type, and what it is called in an error."""
-
-
-def _coerce(name: str, value: Any, target: dataclasses.Field[Any]) -> Any:
-    """A TOML or command-line value as the field's type; ConfigError names what was expected."""
-    text = str(target.type)
-    if text.startswith("tuple"):
-        if value == "none":
-            return ()
-        # A text of networks is one set of them; several sets come as a list.
-        whole = isinstance(value, str) and name == "prune.networks"
-        items = value.split(",") if isinstance(value, str) and not whole else value
-        if not isinstance(items, list | tuple):
-            items = [items]
-        return tuple(str(item).strip() for item in items if str(item).strip())
-    wanted, words = _KINDS[text]
-    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"{name} got {value!r}; it takes {words}")
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -119,6 +119,12 @@ def _alone(
     path: str | Path, task: Task, networks: dict[str, nn.Module], shape: Shape
 ) -> tuple[nn.Module, str, Callable[[int], Tensor]]:
     """(what makes images, its role, n -> n of its inputs): the other networks are left behind."""
+    if task.family == "diffusion":
+        raise ConfigError(
+            f"{shown(path, 400)} is of a diffusion, which calls its network again and again to "
+            "make an image: a file of one call cannot; make images with tombola sample, or take "
+            "the network from tombola.load_model"
+        )
     for network in networks.values():
         network.requires_grad_(False)
     if task.latent:

@@ -8,10 +8,8 @@ from typing import Any
 from tombola.errors import ConfigError, unknown
 
 
-def one_of(noun: str, value: str, allowed: tuple[str, ...], to_come: tuple[str, ...] = ()) -> None:
-    """ConfigError unless a value is one of those allowed; names to come are said to be so."""
-    if value in to_come:
-        raise ConfigError(f"{noun} {value!r} is not built yet; built are: {', '.join(allowed)}")
+def one_of(noun: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ConfigError unless a value is one of those allowed."""
     if value not in allowed:
         raise unknown(noun, value, allowed)
 

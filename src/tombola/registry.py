@@ -155,6 +155,7 @@ TASKS = Registry(
         "wgan": "tombola.tasks.adversarial:WGAN",
         "wgan-gp": "tombola.tasks.adversarial:WGANGP",
         "resnet-dcgan": "tombola.tasks.adversarial:ResNetDCGAN",
+        "ddpm": "tombola.tasks.diffusion:DDPM",
     },
 )
 DATA = Registry(
@@ -173,3 +174,4 @@ CRITERIA = Registry(
         "random": "tombola.sparsity.criteria:random_scores",
     },
 )
+FEATURES = Registry("feature network", {})

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from tombola.config import PRESETS
 from tombola.registry import TASKS
+
+SIZES = ("quick", "paper")
+"""The presets that every task has."""
 
 
 def task_table() -> list[dict[str, Any]]:
@@ -19,8 +21,8 @@ def task_table() -> list[dict[str, Any]]:
     rows = []
     for name in TASKS.names():
         counts, networks = {}, []
-        for preset in PRESETS:
-            kind = TASKS.load(name)
+        kind = TASKS.load(name)
+        for preset in SIZES:
             options = {
                 k: v
                 for k, v in kind.presets.get(preset, {}).items()

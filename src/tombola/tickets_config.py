@@ -43,9 +43,10 @@ def ticket_config(
             **(table if isinstance(table, Mapping) else {}),
             **tables.get(section, {}),
         }
-    # The file names its task, data and criterion; only the caller's words may lead to a file of
-    # code (design 3.5). Nothing is selected here, so the criterion is not asked for.
+    # The file names its task, data, criterion and judge; only the caller's words may lead to a file
+    # of code (design 3.5). Nothing is selected here, so the criterion is not asked for.
     for section in ("task", "data"):
         merged[section]["name"] = tables[section]["name"]
     merged.get("prune", {}).pop("criterion", None)
+    merged.setdefault("judge", {})["features"] = tables.get("judge", {}).get("features", "")
     return build(merged)

@@ -1,4 +1,4 @@
-"""How values are written and read: canonical JSON and its hash, TOML, rewind steps, decimals."""
+"""How values are written and read: JSON and its hash, TOML, kinds, rewind steps, decimals."""
 
 from __future__ import annotations
 
@@ -83,6 +83,39 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return _toml_text(str(value))
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+"""Annotation of a field -> its type, and what it is called in an error."""
+
+
+def coerce(name: str, value: Any, kind: str) -> Any:
+    """A TOML or command-line value as the kind that a field is annotated with.
+
+    ConfigError names what was expected.
+    """
+    if kind.startswith("tuple"):
+        if value == "none":
+            return ()
+        # A text of networks is one set of them; several sets come as a list.
+        whole = isinstance(value, str) and name == "prune.networks"
+        items = value.split(",") if isinstance(value, str) and not whole else value
+        if not isinstance(items, list | tuple):
+            items = [items]
+        return tuple(str(item).strip() for item in items if str(item).strip())
+    wanted, words = _KINDS[kind]
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name} got {value!r}; it takes {words}")
+    return value
 
 
 def parse_rewind(text: str) -> tuple[float, str]:

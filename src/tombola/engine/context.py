@@ -30,6 +30,8 @@ class Context:
     device: str
     keep_steps: tuple[int, ...] = ()
     """Steps whose whole state the dense run keeps: the rewind points known at the time."""
+    tasks: Mapping[str, str] | None = None
+    """Name in a node's config -> spec of each task, where a graph has runs of several."""
     inputs: Mapping[str, str] | None = None
     """SHA-256 -> path of files that import runs take in."""
     progress: Callable[[int], None] = lambda steps: None
@@ -45,7 +47,8 @@ class Context:
 
     def make_task(self, config: Mapping[str, Any]) -> Task:
         """The task of a node's config."""
-        task: Task = TASKS.load(self.task)(**config["task"]["options"])
+        spec = (self.tasks or {}).get(config["task"]["name"], self.task)
+        task: Task = TASKS.load(spec)(**config["task"]["options"])
         return task
 
 

@@ -37,7 +37,8 @@ def course(
     """A training's course: ``by_step`` (step -> value), ``n`` (images), ``early_stopping_step``.
 
     The value is the Frechet distance of samples where there is a judge, else the reconstruction
-    error; both on the first images of the validation split. No step where none is finite.
+    error; of a diffusion the loss, as samples of 25 states would cost more than its training. All
+    are of the first images of the validation split. No step where none is finite.
     """
     reals = images.splits["validation"][: config["validation_samples"]]
     latents = latents_of(task, len(reals), config["sampling_seed"])
@@ -46,11 +47,13 @@ def course(
     by_step: dict[str, float] = {}
     for step, load in states.items():
         load_any_size(networks, load())
-        by_step[str(step)] = (
-            reconstruction_error(task, networks, reals, runtime)
-            if judge is None
-            else distance(task, networks, latents, (judge, reals, seen), runtime)
-        )
+        if task.family == "diffusion":
+            value = denoising_loss(task, networks, latents, reals, runtime)
+        elif judge is None:
+            value = reconstruction_error(task, networks, reals, runtime)
+        else:
+            value = distance(task, networks, latents, (judge, reals, seen), runtime)
+        by_step[str(step)] = value
     return {"by_step": by_step, "n": len(reals), "early_stopping_step": first_within(by_step)}
 
 
@@ -72,6 +75,19 @@ def reconstruction_error(task: Task, networks: Networks, reals: Tensor, runtime:
         images = normalise(part.to(runtime.device))
         again = task.reconstruct(networks, images)
         total += float((again - images).square().flatten(1).mean(1).double().sum())
+    return total / len(reals)
+
+
+@torch.no_grad()
+def denoising_loss(
+    task: Task, networks: Networks, latents: Tensor, reals: Tensor, runtime: Runtime
+) -> float:
+    """A diffusion's loss on uint8 images (N, C, H, W), the latents (N, latent) its noise."""
+    total = 0.0
+    for part, z in zip(torch.split(reals, BATCH), torch.split(latents, BATCH), strict=True):
+        images = normalise(part.to(runtime.device))
+        found = task.judge_loss(networks, images, z.to(runtime.device), None)
+        total += float(found["denoising_loss"].double().sum())
     return total / len(reals)
 
 

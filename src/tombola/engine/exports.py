@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
-from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.output import Output, resolved, task_name, versions
 from tombola.metrics.statistics import OWN_ARMS, arm_name, search_key
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
@@ -80,6 +80,7 @@ class Exports:
                 * self.tables.work_of(cell)[0].step_macs
                 * self.tables.steps_of(self.tables.record(cell.train))
             },
+            "created_with": versions(),
             **{key: cut[key] for key in OF_CHANNELS if key in cut},
         }
 

@@ -27,10 +27,11 @@ from tombola.metrics.features import (
     shipped_judge,
 )
 from tombola.metrics.frechet import Gaussian, frechet_distance
+from tombola.metrics.own_judge import own_judge
 from tombola.metrics.pairs import Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
 from tombola.runtime import Runtime, rng
-from tombola.tasks.base import Networks, Shape, Task
+from tombola.tasks.base import RECONSTRUCTING, Networks, Shape, Task
 from tombola.training.checkpoint import load_weights_file
 from tombola.training.trainer import load_any_size, prepare
 
@@ -129,9 +130,9 @@ class _Eye:
         probabilities: Floats | None = None
         if self.judge is not None and samples is not None:
             features, probabilities = self.judge.features(samples)
-            assert probabilities is not None
             values |= self.distances(self.judge, features)
-            values[self.judge.metrics["score"]] = inception_score(probabilities)
+            if probabilities is not None:
+                values[self.judge.metrics["score"]] = inception_score(probabilities)
         if self.classifier is None:
             return values
         if reconstructions is not None and self.labels is not None:
@@ -194,6 +195,8 @@ def open_judge(
     """The judge that a node's config names; None where nothing is sampled."""
     if spec is None:
         return None
+    if spec["source"] == "file":
+        return own_judge(str(path), spec["dimensions"], device=device)
     if spec["source"] == "inception":
         found = find_inception()
         assert found is not None
@@ -244,7 +247,7 @@ def _measure(
             row: dict[str, Tensor] = {}
             if task.family != "gan" or start < LOSS_IMAGES:
                 row |= task.judge_loss(networks, images, z, made)
-            if task.family != "gan":
+            if task.family in RECONSTRUCTING:
                 again = task.reconstruct(networks, images)
                 row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
                 repeated.append(to_uint8(again).cpu())

@@ -31,6 +31,7 @@ FIRST = {
     "mask": 2,
     "cut": 2,
     "thin": 2,
+    "transfer": 2,
     "overlap": 3,
     "evaluate": 3,
     "floor": 3,

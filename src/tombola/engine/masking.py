@@ -1,4 +1,4 @@
-"""Stages that make tickets: taken in from outside, rewound, scored, masked."""
+"""Stages that make tickets: taken in from outside, rewound, scored, masked, put elsewhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tombola.errors import ConfigError, UserError
 from tombola.registry import CRITERIA
 from tombola.runs.plan import Node
 from tombola.sparsity.cost import count_macs
-from tombola.sparsity.masks import Masks, prunable
+from tombola.sparsity.masks import Masks, count, prunable
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
+from tombola.sparsity.tickets import Ticket, load_ticket, save_tensors, save_ticket
+from tombola.sparsity.transfer import carried, grafted
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
 from tombola.training.trainer import load_weights, under
 
@@ -106,9 +107,35 @@ def mask(node: Node, context: Context) -> None:
     commit(node, context, {"macs": macs, "seconds": seconds})
 
 
-def _start(context: Context, node: Node) -> dict[str, Tensor]:
+def transfer(node: Node, context: Context) -> None:
+    """Put a ticket, or the dense weights of a rewind point, into another task's step 0.
+
+    A ticket comes out as one of the other task; a rewind point as a state of its step 0, whose
+    moments are nothing yet.
+    """
+    config, store = node.config, context.store
+    part = store.begin(node.hash)
+    if diverged(context, *node.parents.values()):
+        commit(node, context, {"not_run": True})
+        return
+    start = _start(context, node, "start")
+    if "ticket" in node.parents:
+        ticket = load_ticket(store.path(node.parents["ticket"]) / "ticket.safetensors")
+        moved = carried(ticket, start, config["tensors"])
+        save_ticket(part / "ticket.safetensors", moved)
+        kept, total = count(moved.masks)
+        commit(node, context, {"pruned": total - kept})
+        return
+    weights = grafted(_start(context, node), start, config["tensors"])
+    state = {f"network.{name}": value for name, value in weights.items()}
+    manifest = {"step": 0, "seed": config["seed"], "scalars": {}, "log": []}
+    save_tensors(part / "state.safetensors", state, manifest, checksum=False)
+    commit(node, context, {})
+
+
+def _start(context: Context, node: Node, role: str = "rewind") -> dict[str, Tensor]:
     """The weights and buffers at the rewind point that a node begins with."""
-    path = context.store.path(node.parents["rewind"]) / "state.safetensors"
+    path = context.store.path(node.parents[role]) / "state.safetensors"
     return under(load_state(path)[0], "network.")
 
 

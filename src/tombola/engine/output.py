@@ -51,6 +51,7 @@ def resolved(setting: Setting, command: str) -> dict[str, Any]:
         **task_options(setting.task),
     }
     tables["train"].update(steps=setting.steps, epochs=0.0)
+    tables["judge"]["samples"] = setting.judged_samples
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
     return {
         "format": "tombola.config/1",
@@ -181,7 +182,6 @@ class Output:
 
     def cost_rows(self) -> Iterator[CostRow]:
         """One row a training: its own work, and the work that had to be done before it."""
-        flops = 2 * self.setting.work.step_macs
         for cell in self.plan.cells:
             trained = self.record(cell.train)
             if "not_run" in trained:
@@ -195,7 +195,7 @@ class Output:
                 train_flops=2 * work.step_macs * self.steps_of(trained),
                 train_seconds=trained["seconds"],
                 search_flops=sum(
-                    2 * record["macs"] if "macs" in record else flops * self.steps_of(record)
+                    2 * record["macs"] if "macs" in record else self.flops_of(record)
                     for record in before
                 ),
                 search_seconds=float(sum(record["seconds"] for record in before)),
@@ -216,6 +216,10 @@ class Output:
         if "work" in record:
             return Work(**record["work"]), record["parameters"]
         return self.setting.work, sum(self.setting.parameters.values())
+
+    def flops_of(self, record: Mapping[str, Any]) -> int:
+        """The work of a whole training of the task's own networks."""
+        return 2 * self.setting.work.step_macs * self.steps_of(record)
 
     def steps_of(self, record: Mapping[str, Any]) -> int:
         """How many steps a training took itself."""

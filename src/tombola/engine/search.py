@@ -111,42 +111,60 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         with gone_if_refused((*request.made, *made)):
             setting, plan = prepare(request)
         store = Store(request.out / "store")
-        store.folder.mkdir(exist_ok=True)
         write_json(request.out / "config.json", resolved(setting, request.command))
-        before = store.finished()
-        todo = plan.graph.missing(before)
-        progress.begin(sum(node.steps for node in todo), len(todo))
-
-        def finished(node: Node) -> None:
-            progress.finished(node)
-            if setting.config.run.keep != "all":
-                discard(node, plan, store)
-
-        try:
-            local_pool.run(
-                local_pool.Work(
-                    graph=plan.graph,
-                    store=store,
-                    context=context_fields(request, setting, store),
-                    workers=setting.workers,
-                    threads=setting.threads,
-                    lock=lock,
-                    progress=progress.advance,
-                    finished=finished,
-                )
-            )
-        finally:
-            progress.end()
+        fields = context_fields(request, setting, store)
+        runs = carry_graph(setting, plan, store, fields, lock=lock, progress=progress)
         output = Output(setting, plan, store, request.out)
-        # A training that could not begin, as one before it diverged, is neither.
-        runs = [
-            node.hash in before
-            for node in plan.graph
-            if node.kind == "train" and "not_run" not in output.record(node.hash)
-        ]
-        summary = output.write({"trained": runs.count(False), "reused": runs.count(True)})
+        summary = output.write(runs)
         Exports(output).write(summary)
         return Result(request.out, summary, list(output.rows()))
+
+
+def carry_graph(
+    setting: Setting,
+    plan: Plan,
+    store: Store,
+    fields: Mapping[str, Any],
+    *,
+    lock: int,
+    progress: Progress,
+) -> dict[str, int]:
+    """Carry out the runs of a plan that are not in the store: how many trainings, new and old.
+
+    ``fields``: the plain fields of stages.Context; ``lock``: descriptor of the folder's lock.
+    """
+    store.folder.mkdir(exist_ok=True)
+    before = store.finished()
+    todo = plan.graph.missing(before)
+    progress.begin(sum(node.steps for node in todo), len(todo))
+
+    def finished(node: Node) -> None:
+        progress.finished(node)
+        if setting.config.run.keep != "all":
+            discard(node, plan, store)
+
+    try:
+        local_pool.run(
+            local_pool.Work(
+                graph=plan.graph,
+                store=store,
+                context=fields,
+                workers=setting.workers,
+                threads=setting.threads,
+                lock=lock,
+                progress=progress.advance,
+                finished=finished,
+            )
+        )
+    finally:
+        progress.end()
+    # A training that could not begin, as one before it diverged, is neither.
+    runs = [
+        node.hash in before
+        for node in plan.graph
+        if node.kind == "train" and "not_run" not in store.record(node.hash)
+    ]
+    return {"trained": runs.count(False), "reused": runs.count(True)}
 
 
 def absent(out: Path) -> list[Path]:
@@ -177,7 +195,11 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
         "skip_broken": config.data.skip_broken,
         "device": config.run.device,
         "keep_steps": sorted({setting.rewind_step(r) for r in config.search.rewind}),
-        "inputs": {**request.inputs, "criterion": config.prune.criterion},
+        "inputs": {
+            **request.inputs,
+            "criterion": config.prune.criterion,
+            "features": config.judge.features,
+        },
     }
     assert set(fields) < {f.name for f in dataclasses.fields(Context)}
     return fields

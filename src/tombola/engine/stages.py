@@ -29,7 +29,7 @@ from tombola.engine.judging import (
     save_grid,
 )
 from tombola.engine.loop import Loop
-from tombola.engine.masking import import_ticket, mask, rewind, scores
+from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
 from tombola.engine.starts import trainer_of
 from tombola.errors import DivergedError
 from tombola.recipes.cells import course_steps, judged_steps
@@ -167,12 +167,16 @@ def floor(node: Node, context: Context) -> None:
 
 
 def _judge_files(node: Node, context: Context) -> dict[str, Path]:
-    """The files of the networks that were trained to judge, by role."""
-    return {
+    """The files of the networks that judge, by role: trained as runs, or the user's own."""
+    found = {
         role: context.store.path(node.parents[role]) / "judge.safetensors"
         for role in ("judge", "classifier")
         if role in node.parents
     }
+    if (node.config["judge"] or {}).get("source") == "file":
+        assert context.inputs is not None
+        found["judge"] = Path(context.inputs["features"])
+    return found
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
@@ -195,4 +199,5 @@ STAGES: dict[str, Callable[[Node, Context], None]] = {
     "cut": early_bird.cut,
     "overlap": early_bird.overlaps,
     "thin": early_bird.thin,
+    "transfer": transfer,
 }

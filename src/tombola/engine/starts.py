@@ -77,11 +77,12 @@ def derive(config: Mapping[str, Any]) -> int:
 def _rewind_to(
     trainer: Trainer, config: Mapping[str, Any], ticket: Ticket, node: Node, context: Context
 ) -> None:
-    """Put a trainer at the rewind step: weights and buffers of all networks, moments as asked."""
+    """Begin at the rewind step, or anew, with the rewound weights and buffers of all networks."""
     fresh = {"step": config["from_step"], "scalars": {}, "log": []}
     if "rewind" not in node.parents:
         state = {f"network.{k}": v for k, v in ticket.weights.items()}
         trainer.rewind(state, fresh, optimizer=False)
         return
     tensors, manifest = load_state(context.store.path(node.parents["rewind"]) / "state.safetensors")
-    trainer.rewind(tensors, manifest, optimizer=config["optimizer"] == "restore")
+    begin = {**manifest, "step": config["from_step"]}
+    trainer.rewind(tensors, begin, optimizer=config["optimizer"] == "restore")

@@ -47,7 +47,10 @@ def main() -> int:
                 trace=traceback.format_exc(),
             )
         except BaseException as error:
-            blame = _in_users_file(error, request["context"]["task"])
+            place = request["context"]
+            specs = {place["task"], *(place.get("tasks") or {}).values()}
+            told = (_in_users_file(error, spec) for spec in sorted(specs))
+            blame = next(filter(None, told), None)
             tell(
                 event="error",
                 kind="ConfigError" if blame else "fault",

@@ -58,7 +58,7 @@ class Judge:
     name: str
     """``inception`` or ``<data>-<first 8 hex digits of sha256>``."""
     sha256: str
-    """Of Inception's file, or of a classifier's weights."""
+    """Of Inception's file, of a classifier's weights, or of a user's file, with :NAME behind it."""
     dimensions: int
     metadata: Mapping[str, Any]
     """A classifier's data, classes, width, accuracy and gate; empty for Inception."""
@@ -75,7 +75,8 @@ class Judge:
     ) -> tuple[Floats, Floats | None]:
         """uint8 images (N, C, H, W) -> float32 features (N, d) and probabilities (N, classes).
 
-        Without ``probabilities`` the second is None, which saves Inception a second pass.
+        Without ``probabilities`` the second is None, which saves Inception a second pass; so it is
+        of a judge that has none.
         DataError unless the images are uint8 with 1 or 3 channels.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -90,7 +91,8 @@ class Judge:
         features = torch.cat([pair[0] for pair in seen]).float().cpu().numpy()
         if not probabilities:
             return features, None
-        return features, torch.cat([p for _, p in seen if p is not None]).float().cpu().numpy()
+        each = [p for _, p in seen if p is not None]
+        return features, torch.cat(each).float().cpu().numpy() if each else None
 
 
 def adapt(images: Tensor, channels: int, size: int = IMAGE_SIZE) -> Tensor:

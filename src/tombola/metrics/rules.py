@@ -12,6 +12,7 @@ from tombola.errors import ConfigError, unknown
 
 CURVE_ONLY = (
     "discriminator_loss",
+    "denoising_loss",
     "kl",
     "active_units",
     "confident",

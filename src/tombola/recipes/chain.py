@@ -30,6 +30,7 @@ class Chain:
         self.base = setting.base(arm.precision)
         self.rewind_steps: int | None = setting.rewind_step(arm.rewind)
         self.restore = setting.config.search.optimizer_at_rewind == "restore"
+        self.restart = setting.config.rewind.schedule == "restart"
         self.rewound = ""
 
     def build(self) -> None:
@@ -39,13 +40,7 @@ class Chain:
             self.early_bird(self.dense_cell())
             return
         first = self.dense_cell()
-        self.rewound = self.add(
-            "rewind",
-            {"step": self.rewind_steps},
-            {"dense": first},
-            0,
-            f"rewind point {self.rewind_steps}",
-        )
+        self.rewound = self.rewind_point(first, self.rewind_steps)
         if self.arm.method in AT_INIT:
             self.levels_at_init()
             return
@@ -158,11 +153,19 @@ class Chain:
             )
         )
 
+    def dense(self) -> str:
+        """The dense training of this seed."""
+        return self.add("train", {**self.base, "start": "dense"}, {}, self.setting.steps, "dense")
+
     def dense_cell(self) -> str:
         """The dense training of this seed and its judgement."""
-        train = self.add("train", {**self.base, "start": "dense"}, {}, self.setting.steps, "dense")
+        train = self.dense()
         self.cell("dense", 0, train)
         return train
+
+    def rewind_point(self, dense: str, step: int | None) -> str:
+        """The state that the dense training had at a step."""
+        return self.add("rewind", {"step": step}, {"dense": dense}, 0, f"rewind point {step}")
 
     def mask(self, level: int, source: str, previous: str | None) -> str:
         """The run that selects the weights of a level and joins them with the rewind weights."""
@@ -184,6 +187,12 @@ class Chain:
 
     def trained(self, kind: str, level: int, ticket: str, before: tuple[str, ...]) -> str:
         """The training of a ticket or control and its judgement."""
+        train = self.training(kind, level, ticket)
+        self.cell(kind, level, train, ticket=ticket, before=before)
+        return train
+
+    def training(self, kind: str, level: int, ticket: str) -> str:
+        """The training of a ticket or of a control that has its mask."""
         fresh = kind in ("reinit", "erk", "reinit-chain")
         config: dict[str, Any] = {**self.base, "start": kind}
         parents = {"ticket": ticket}
@@ -191,16 +200,15 @@ class Chain:
         if fresh or self.rewind_steps is None:
             config["draw"] = f"{kind}/{level}"
         else:
-            config["from_step"] = self.rewind_steps
+            # A restarted training has the weights of the rewind point at its step 0.
+            config["from_step"] = 0 if self.restart else self.rewind_steps
             config["optimizer"] = "restore" if self.restore else "fresh"
-            steps -= self.rewind_steps
+            steps -= config["from_step"]
             if kind == "shuffle" or self.restore:
                 parents["rewind"] = self.rewound
             if kind == "shuffle":
                 config["draw"] = f"shuffle/{level}"
-        train = self.add("train", config, parents, steps, f"{kind} of level {level}")
-        self.cell(kind, level, train, ticket=ticket, before=before)
-        return train
+        return self.add("train", config, parents, steps, f"{kind} of level {level}")
 
     def opponent(self, kind: str, level: int, before: tuple[str, ...]) -> None:
         """A dense training that had what a ticket has: its parameters, or its search's steps."""
@@ -275,7 +283,7 @@ def evaluation(
         else list(judged_steps(setting.task.family, training.config["steps"])),
         "judge": dict(setting.judge) if setting.judge else None,
         "classifier": dict(setting.classifier) if setting.classifier else None,
-        "samples": setting.config.judge.samples,
+        "samples": setting.judged_samples,
         "validation_samples": 0 if sampling_seed else setting.config.judge.validation_samples,
         "sampling_seed": sampling_seed,
         "grid": seed == 0 and sampling_seed == 0,

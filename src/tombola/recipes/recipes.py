@@ -41,12 +41,12 @@ def search(setting: Setting) -> Plan:
         )
     )
     plan = Plan(graph=Graph(), arms=arms)
-    judges = _judges(setting, plan.graph)
+    judges = judges_of(setting, plan.graph)
     for seed in range(config.seeds):
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).build()
-    _resample(setting, plan, judges)
-    _floor(setting, plan, judges)
+    resample(setting, plan, judges)
+    judge_floor(setting, plan, judges)
     return plan
 
 
@@ -57,7 +57,7 @@ def dense(setting: Setting) -> Plan:
         for precision in setting.config.train.precision
     ]
     plan = Plan(graph=Graph(), arms=arms)
-    judges = _judges(setting, plan.graph)
+    judges = judges_of(setting, plan.graph)
     for seed in range(setting.config.search.seeds):
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).dense_cell()
@@ -82,7 +82,7 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
         for precision in setting.config.train.precision
     ]
     plan = Plan(graph=Graph(), arms=arms)
-    judges = _judges(setting, plan.graph)
+    judges = judges_of(setting, plan.graph)
     taken = plan.graph.add(Node("import", {"sha256": ticket["sha256"]}, label="take the ticket in"))
     for arm in arms:
         chain = Chain(setting, plan, arm, int(ticket["seed"]), judges)
@@ -98,7 +98,7 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
     return plan
 
 
-def _judges(setting: Setting, graph: Graph) -> dict[str, str]:
+def judges_of(setting: Setting, graph: Graph) -> dict[str, str]:
     """The trainings of the networks that judge, where none is at hand: role -> run."""
     found: dict[str, str] = {}
     for role, spec in (("judge", setting.judge), ("classifier", setting.classifier)):
@@ -114,14 +114,14 @@ def _judges(setting: Setting, graph: Graph) -> dict[str, str]:
     return found
 
 
-def _floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
+def judge_floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     """Judge training images in the place of samples: what a perfect generator would get."""
     if setting.judge is None:
         return
     config = {
         "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},
         "judge": dict(setting.judge),
-        "samples": setting.config.judge.samples,
+        "samples": setting.judged_samples,
         "device": setting.device,
         "threads": setting.threads,
     }
@@ -129,7 +129,7 @@ def _floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     plan.floor = plan.graph.add(Node("floor", config, parents, "judge training images"))
 
 
-def _resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
+def resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     """Judge the first dense network with further sampling seeds, to show the judge's own noise."""
     if not setting.task.latent:
         return

@@ -16,6 +16,7 @@ from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import find_inception, shipped_judge
+from tombola.metrics.own_judge import try_own_judge
 from tombola.metrics.rules import rule_of
 from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
@@ -74,6 +75,11 @@ class Setting:
         }
 
     @property
+    def judged_samples(self) -> int:
+        """At most so many reals and as many fakes are judged: as asked, else as the task says."""
+        return self.config.judge.samples or self.task.judged_samples
+
+    @property
     def levels(self) -> tuple[str, ...]:
         """A name for every level, in order: its round, or the sparsity asked for."""
         search = self.config.search
@@ -128,6 +134,10 @@ def task_class(spec: str) -> type[Task]:
 def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
     """The task of a config, its preset applied, and what the preset says of the length."""
     kind = task_class(config.task.name)
+    if config.task.preset == "shared" and "shared" not in kind.presets:
+        raise ConfigError(
+            f"task {config.task.name} has no preset 'shared'; it has: {', '.join(kind.presets)}"
+        )
     preset = dict(kind.presets.get(config.task.preset, {}))
     length: dict[str, Any] = {k: preset.pop(k) for k in ("steps", "epochs") if k in preset}
     try:
@@ -186,8 +196,8 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         pools={name: sum(p.numel() for p in pool.values()) for name, pool in pools.items()},
         prunable={name: tuple(pool) for name, pool in pools.items()},
         work=work,
-        judge=choose_judge(task, images),
-        classifier=choose_classifier(task, images, config.judge.downstream),
+        judge=choose_judge(task, images, config.judge.features),
+        classifier=choose_classifier(task, images, config.judge.downstream, config.judge.features),
     )
     _check_arms(setting)
     return setting
@@ -247,10 +257,21 @@ def search_chains(config: Config) -> int:
     return search.seeds * arms * len(config.train.precision) * max(1, len(search.controls))
 
 
-def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
-    """Which network judges samples: Inception where its file is, else the data set's classifier."""
+def choose_judge(task: Task, images: Images, features: str = "") -> dict[str, Any] | None:
+    """Which network judges samples: Inception where its file is, else the data set's classifier.
+
+    ``features``: a network of the user's own instead, which is tried on a few images first.
+    ConfigError if it fails there, or if the task makes no samples that it could judge.
+    """
     if task.family == "autoencoder":
+        if features:
+            raise ConfigError(
+                f"judge.features is {features!r}, but {type(task).__name__} makes no samples that "
+                "it could judge; leave it out, or take a VAE or a GAN"
+            )
         return None
+    if features:
+        return try_own_judge(features, images.splits["judge"])
     inception = find_inception()
     if inception is not None:
         return {"source": "inception"}
@@ -260,7 +281,9 @@ def choose_judge(task: Task, images: Images) -> dict[str, Any] | None:
     return {"source": "run"}
 
 
-def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, Any] | None:
+def choose_classifier(
+    task: Task, images: Images, downstream: str, features: str = ""
+) -> dict[str, Any] | None:
     """Which network says what reconstructions and samples are of; None where none is asked.
 
     ``downstream``: ``judge`` = the data set's own classifier, trained if need be; ``resnet18`` =
@@ -279,7 +302,7 @@ def choose_classifier(task: Task, images: Images, downstream: str) -> dict[str, 
     shipped = shipped_judge(images.name)
     if shipped is not None:
         return {"source": "shipped", "data": images.name, "sha256": file_sha256(shipped)}
-    if downstream == "auto" and choose_judge(task, images) != {"source": "run"}:
+    if downstream == "auto" and (features or choose_judge(task, images) != {"source": "run"}):
         return None
     return {"source": "run"}
 

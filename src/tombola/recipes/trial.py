@@ -43,10 +43,15 @@ class Thin:
 
 
 def task_options(task: Task) -> dict[str, Any]:
-    """All options of a task with their values, as plain JSON."""
+    """All options of a task with their values, as plain JSON.
+
+    An option that came after the first release is among them only where it is not at its default,
+    so that the runs of earlier versions keep their names.
+    """
     return {
         name: list(value) if isinstance(value := getattr(task, name), tuple) else value
-        for name in sorted(task.options())
+        for name, default in sorted(task.options().items())
+        if name not in task._added or getattr(task, name) != default
     }
 
 
@@ -81,7 +86,14 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
     latents = task.latents(PROBE_SAMPLES, rng(0, "trial")) if task.latent else torch.zeros(0)
     samples = made if task.latent else None
     with torch.no_grad():
-        _guard(task, "judge_loss", lambda: task.judge_loss(networks, images, latents, samples))
+        found = _guard(
+            task, "judge_loss", lambda: task.judge_loss(networks, images, latents, samples)
+        )
+    if task.family == "diffusion" and "denoising_loss" not in found:
+        raise ConfigError(
+            f"{type(task).__name__}.judge_loss gave no 'denoising_loss', by which a diffusion's "
+            "course is judged; return it for each image (N,)"
+        )
     return networks, work_of(task, networks, shape)
 
 

@@ -27,6 +27,9 @@ ARMS = (
     "thin-flops",
     "thin-parameters",
     "dense-long",
+    "transferred",
+    "transferred-shuffle",
+    "transferred-reinit",
 )
 """Known arms in the order in which they are shown; others follow by name."""
 

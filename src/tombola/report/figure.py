@@ -26,6 +26,7 @@ from tombola.report.curves import DENSE, arm_order, label_of, searches_of
 from tombola.report.families import Family, families_of, levels_at, merged_gallery
 from tombola.report.folder import Folder, read_folder, write_file
 from tombola.report.pictures import Picture, gallery_of, thinned
+from tombola.report.transfer import own_part
 from tombola.report.viewers import share_name
 
 COLUMNS = 6
@@ -49,7 +50,7 @@ def write_figure(
     nearest there is; none = six of them, evenly. ConfigError if there is nothing to show, or less
     than asked.
     """
-    folder = read_folder(Path(out))
+    folder = own_part(read_folder(Path(out)))
     families = families_of(searches_of(folder.rows))
     keys = [family.key for family in families]
     several = len({key.precision for key in keys}) > 1

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from tombola.metrics.sentences import percent
 from tombola.metrics.statistics import SearchKey, arm_name
-from tombola.report import channels, making, plots, tables
+from tombola.report import channels, making, plots, tables, transfer
 from tombola.report.costs import costs_of
 from tombola.report.curves import (
     Curve,
@@ -56,9 +56,9 @@ def write_report(out: Path) -> Path:
     should be.
     """
     folder = read_folder(Path(out))
-    page = _Page(**vars(folder))
+    page = _Page(**vars(transfer.own_part(folder)))
     path = folder.out / REPORT
-    write_file(path, _render(page.context()).encode())
+    write_file(path, _render(page.context() | transfer.told(folder)).encode())
     return path
 
 
@@ -160,6 +160,7 @@ class _Page:
             "title": self.title,
             "facts": self.facts,
             "sentence": tables.headline(self.summary),
+            "notes": [str(note) for note in self.summary.get("notes") or ()],
             "state": state,
             "tone": tones.get(state, "open"),
             "verdict": self.verdict_tables[0],

@@ -35,6 +35,7 @@ _MARKERS = "osD^vPXh"
 _PLACES = {
     "ticket": 0, "compact": 0, "reinit": 1, "random-channels": 1, "shuffle": 2, "thin-flops": 2,
     "erk": 3, "reinit-chain": 4, "thin-parameters": 5, "dense-long": 6,
+    "transferred": 3, "transferred-shuffle": 2, "transferred-reinit": 1,
 }  # fmt: skip
 _LEGEND_LETTERS = 62
 """Letters that a legend of one line has room for."""

@@ -22,6 +22,7 @@ SCHEMA = {
     "cut": 1,
     "overlap": 1,
     "thin": 1,
+    "transfer": 1,
 }
 """Schema number by kind of node; raise one when its stage's results would change."""
 

@@ -36,7 +36,7 @@ class Group:
     slices: tuple[Slice, ...]
     """Every place in parameters and buffers that belongs to a channel."""
     scales: tuple[str, ...]
-    """The weights of its normalisation layers, ``network.layer.weight``."""
+    """The weights of its normalisation layers but GroupNorms, ``network.layer.weight``."""
     filters: tuple[Slice, ...]
     """The places among ``slices`` that make a channel: filters of weights, else table columns."""
     reason: str = ""
@@ -171,7 +171,9 @@ class _Reader:
         if isinstance(module, nn.GroupNorm) and not module.affine:
             raise _CannotError(f"{prefix.rstrip('.')} is a GroupNorm without scales")
         if isinstance(module, (*NORMS, nn.PReLU)):
-            if isinstance(module, NORMS) and f"{prefix}weight" in self.names.shapes:
+            # A GroupNorm's scale says little: channels come to it in sizes of their own.
+            own_size = isinstance(module, NORMS) and not isinstance(module, nn.GroupNorm)
+            if own_size and f"{prefix}weight" in self.names.shapes:
                 self.scales.append(f"{self.network}.{prefix}weight")
             for own in ("weight", "bias", "running_mean", "running_var"):
                 self._add(f"{prefix}{own}", 0, positions)

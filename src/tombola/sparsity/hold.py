@@ -9,7 +9,7 @@ one ``torch._foreach_mul_`` then costs about a third of what boolean masks would
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,17 @@ class Hold:
             self._leaves.append(leaf)
             # Same strides as the leaf (channels_last), so that the multiplication is elementwise.
             self._masks.append(torch.empty_like(leaf, requires_grad=False).copy_(mask))
+
+    def part(self, leaves: Iterable[Tensor]) -> Hold:
+        """The hold of some parameters alone, by identity; it shares the masks."""
+        chosen = {id(leaf) for leaf in leaves}
+        made = Hold({}, {})
+        for name, leaf, mask in zip(self.names, self._leaves, self._masks, strict=True):
+            if id(leaf) in chosen:
+                made.names.append(name)
+                made._leaves.append(leaf)
+                made._masks.append(mask)
+        return made
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tombola.errors import ConfigError, TicketError
+from tombola.hub import resolve
 from tombola.sparsity.container import (
     Raw,
     Source,
@@ -38,7 +39,7 @@ from tombola.sparsity.layout import (
     unsound,
 )
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.names import load_plain_state, plain_state
+from tombola.sparsity.names import load_plain_state, plain_parameters, plain_state
 from tombola.sparsity.tensorfile import load_tensors, read_tensor, save_tensors, to_raw
 
 __all__ = [
@@ -116,8 +117,17 @@ class Ticket:
         for optimizer in several:
             hold.mask_optimizer(optimizer)
 
-        def after_step(*_: Any) -> None:
-            hold.apply()
+        leaves = [p for module in networks.values() for p in plain_parameters(module).values()]
+        parts: dict[int, tuple[list[int], Hold]] = {}
+
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            # Nothing that another one steps: a graph through those weights may still be open.
+            sizes = [len(group["params"]) for each in several for group in each.param_groups]
+            if parts.get(id(optimizer), ([], hold))[0] != sizes:
+                others = set().union(*(_ids(o) for o in several if o is not optimizer))
+                others -= _ids(optimizer)
+                parts[id(optimizer)] = sizes, hold.part(p for p in leaves if id(p) not in others)
+            parts[id(optimizer)][1].apply()
 
         hooks = [optimizer.register_step_post_hook(after_step) for optimizer in several]
         try:
@@ -204,8 +214,11 @@ def load_model_file(path: str | Path) -> tuple[Weights, dict[str, Any]]:
 
 
 def load(path: str | Path) -> Ticket | Model:
-    """Read a ticket or a model file, whichever it is; TicketError if unsound or neither."""
-    with open_file(path) as source:
+    """Read a ticket or a model file, whichever it is; TicketError if unsound or neither.
+
+    ``path``: a file on this disk, or ``hub:user/name[@revision][/file]`` (extra ``hub``).
+    """
+    with open_file(resolve(path)) as source:
         match source.header.format:
             case "tombola.ticket/1":
                 return _ticket(source)
@@ -251,6 +264,11 @@ def _as_list(optimizers: Optimizers) -> list[Optimizer]:
                 "give one torch.optim.Optimizer, or a list or dict of them"
             )
     return several
+
+
+def _ids(optimizer: Optimizer) -> set[int]:
+    """Identities of the parameters that an optimizer steps."""
+    return {id(leaf) for group in optimizer.param_groups for leaf in group["params"]}
 
 
 def _start(networks: Mapping[str, nn.Module], weights: Weights) -> None:

@@ -116,6 +116,15 @@ class DCGAN(_Adversarial):
             "steps": 2500,
         },
         "paper": {"epochs": 200},
+        # The generator is the decoder of VAE's preset of this name.
+        "shared": {
+            "width": 16,
+            "latent": 64,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "cosine": True,
+            "steps": 1500,
+        },
     }
 
     def networks(self, shape: Shape) -> Networks:

@@ -18,7 +18,9 @@ from tombola.errors import ConfigError
 
 Networks = dict[str, nn.Module]
 Shape = tuple[int, int, int]
-FAMILIES = ("autoencoder", "vae", "gan")
+FAMILIES = ("autoencoder", "vae", "gan", "diffusion")
+RECONSTRUCTING = ("autoencoder", "vae")
+"""Families whose networks make an image again; all but autoencoders sample from a prior."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Task:
     """Preset name -> option values; also ``steps`` or ``epochs``, the default training length."""
     roles: ClassVar[Mapping[str, str]] = {}
     """Network name -> role: encoder, decoder, generator or discriminator (default: its name)."""
+    judged_samples: ClassVar[int] = 10_000
+    """What ``judge.samples`` is where the user names no number."""
+    _added: ClassVar[tuple[str, ...]] = ()
+    """Options that came later: at their default they are left out of the names of runs."""
 
     def __init__(self, **options: Any) -> None:
         allowed = self.options()
@@ -75,7 +81,7 @@ class Task:
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Every option with its default value."""
-        reserved = {"turns", "presets", "roles", "family"}
+        reserved = {"turns", "presets", "roles", "family", "judged_samples"}
         return {
             name: getattr(cls, name)
             for name in dir(cls)
@@ -147,7 +153,8 @@ class Task:
 
         autoencoder: none needed (the reconstruction error is computed from ``reconstruct``);
         vae: ``reconstruction`` and ``kl`` in nats, and ``mean`` (N, latent) for active units;
-        gan: ``discriminator_loss`` of held-out reals and fresh fakes. ``samples``: what ``sample``
+        gan: ``discriminator_loss`` of held-out reals and fresh fakes; diffusion:
+        ``denoising_loss``, by which its course is judged. ``samples``: what ``sample``
         made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior.
         """
         del networks, images, latents, samples

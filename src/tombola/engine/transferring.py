@@ -1,0 +1,238 @@
+"""Searches in several tasks whose tickets go from one into the other: one graph and one store.
+
+The folder is that of the main task's search; of every other task it has tickets, models, samples
+and log under ``transfer/<task>/``. The tables at the top hold all tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tombola.config import Config
+from tombola.engine.exports import Exports
+from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.search import (
+    Progress,
+    Request,
+    Result,
+    absent,
+    carry_graph,
+    context_fields,
+    gone_if_refused,
+    inherit,
+    read_earlier,
+    refuse_changes,
+)
+from tombola.metrics.transfers import transfer_verdicts
+from tombola.recipes import recipes, transfer
+from tombola.recipes.cells import Plan
+from tombola.recipes.setting import Setting, resolve
+from tombola.recipes.transfer import Route, TicketFacts
+from tombola.runs.results import Row, write_costs, write_results
+from tombola.runs.store import Store, locked, write_json
+from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
+
+Settings = dict[str, Setting]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferRequest:
+    """What is to go from where to where, and into which folder."""
+
+    configs: Mapping[str, Config]
+    """Task -> its config, its matched network the only one pruned; the first is the main one."""
+    routes: tuple[Route, ...]
+    data_dir: Path | None
+    out: Path
+    command: str
+    search: bool = False
+    """Whether the main task has its ordinary search too (``find --transfer-to``)."""
+    ticket: TicketFacts | None = None
+    """The file that is transferred, instead of chains of the source."""
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """SHA-256 -> path of that file."""
+    chains: int = 1
+    """How many trainings can be under way at once."""
+
+    @property
+    def main(self) -> str:
+        """The task that the folder is about."""
+        return next(iter(self.configs))
+
+    def of(self, name: str) -> Request:
+        """One task's part, as searches have it."""
+        return Request(
+            config=self.configs[name],
+            data_dir=self.data_dir,
+            out=self.out,
+            command=self.command,
+            planner=recipes.search,
+            chains=self.chains,
+            inputs=self.inputs,
+        )
+
+
+class _TaskOutput(Output):
+    """What one task leaves; what was trained before may have been another task's."""
+
+    def __init__(self, settings: Settings, name: str, plan: Plan, store: Store, out: Path) -> None:
+        super().__init__(settings[name], plan, store, out)
+        self.macs = {task_name(each): each.work.step_macs for each in settings.values()}
+
+    def flops_of(self, record: Mapping[str, Any]) -> int:
+        """The work of a whole training of a task's own networks."""
+        name = record["config"]["task"]["name"]
+        return 2 * self.macs[name] * self.steps_of(record)
+
+    def transfer(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The verdicts of one transfer into this task; none by a judge that failed its gate."""
+        margins = dict(self.setting.config.verdict.margins)
+        found = transfer_verdicts(rows, as_ticket(rows), margins)
+        self._gate({"arms": {"": found["metrics"]}})
+        return found
+
+
+def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
+    """Resolve every task against what the folder has already, and plan the runs of all."""
+    earlier = read_earlier(request.out)
+    settings: Settings = {}
+    for name, config in request.configs.items():
+        setting = resolve(inherit(config, earlier), request.data_dir, request.chains)
+        before = earlier
+        if name != request.main and earlier is not None:
+            before = earlier.get("transfer", {}).get("tasks", {}).get(name)
+        if before is not None:
+            refuse_changes(before, resolved(setting, request.command), request.out)
+        settings[name] = setting
+    if request.ticket is not None:
+        (route,) = request.routes
+        return settings, {
+            route.target: transfer.from_file(settings[route.target], route, request.ticket)
+        }
+    plans = transfer.between(settings, request.routes)
+    if request.search:
+        found = recipes.search(settings[request.main])
+        transfer.joined(plans, found)
+        plans = {request.main: found, **plans}
+    return settings, plans
+
+
+def run(request: TransferRequest, progress: Progress | None = None) -> Result:
+    """Carry a transfer out and write its folder; a second call reuses every run that is whole."""
+    made = absent(request.out)
+    with locked(request.out) as lock:
+        with gone_if_refused(made):
+            settings, plans = prepare(request)
+        store = Store(request.out / "store")
+        main = settings[request.main]
+        write_json(request.out / "config.json", told(request, settings))
+        runs = carry_graph(
+            main,
+            next(iter(plans.values())),
+            store,
+            _fields(request, settings, store),
+            lock=lock,
+            progress=progress or Progress(),
+        )
+        outputs = {}
+        for name, plan in plans.items():
+            transfer.settled(plan, store.record, settings[name])
+            folder = request.out if name == request.main else request.out / "transfer" / name
+            outputs[name] = _TaskOutput(settings, name, plan, store, folder)
+        summary = _write(request, outputs, runs)
+        return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
+
+
+def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:
+    """What ``config.json`` keeps: the main task's, and under ``transfer`` the routes and others."""
+    others = {name: each for name, each in settings.items() if name != request.main}
+    return {
+        **resolved(settings[request.main], request.command),
+        "transfer": {
+            "search": request.search,
+            "routes": [
+                {
+                    "source": route.source,
+                    "target": route.target,
+                    "networks": route.networks,
+                    "layers": [dataclasses.asdict(layer) for layer in route.matching.layers],
+                }
+                for route in request.routes
+            ],
+            "tasks": {name: resolved(each, request.command) for name, each in others.items()},
+        },
+    }
+
+
+def _fields(request: TransferRequest, settings: Settings, store: Store) -> dict[str, Any]:
+    """The plain fields of stages.Context, for the runs of all tasks."""
+    each = [context_fields(request.of(name), setting, store) for name, setting in settings.items()]
+    tasks = {task_name(setting): setting.config.task.name for setting in settings.values()}
+    kept = {0}.union(*(fields["keep_steps"] for fields in each))
+    return {**each[0], "tasks": tasks, "keep_steps": sorted(kept)}
+
+
+def _write(
+    request: TransferRequest,
+    outputs: Mapping[str, _TaskOutput],
+    runs: Mapping[str, int],
+) -> dict[str, Any]:
+    """The tables of all tasks, and each task's files; returns the object of summary.json."""
+    rows = {name: list(output.rows()) for name, output in outputs.items()}
+    costs = {name: list(output.cost_rows()) for name, output in outputs.items()}
+    summaries = {
+        name: output.summary(
+            [row for row in rows[name] if row.arm not in TRANSFERRED],
+            costs[name],
+            runs,
+        )
+        for name, output in outputs.items()
+    }
+    write_results(request.out / "results.csv", [row for each in rows.values() for row in each])
+    write_costs(request.out / "costs.csv", [row for each in costs.values() for row in each])
+    every = [row for each in rows.values() for row in each]
+    summary = {
+        **summaries[request.main],
+        "runs": {**runs, "diverged": sum(s["runs"]["diverged"] for s in summaries.values())},
+        "cost": {
+            key: sum(each["cost"][key] for each in summaries.values())
+            for key in summaries[request.main]["cost"]
+        },
+        "transfer": _verdicts(request, summaries, outputs, every),
+    }
+    write_json(request.out / "summary.json", summary)
+    for name, output in outputs.items():
+        output.out.mkdir(parents=True, exist_ok=True)
+        Exports(output).write(summaries[name])
+    return summary
+
+
+def _verdicts(
+    request: TransferRequest,
+    summaries: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, _TaskOutput],
+    rows: Sequence[Row],
+) -> dict[str, Any]:
+    """What summary.json tells of the transfers: every route's verdicts, and other tasks' own."""
+    found = []
+    for route in request.routes:
+        key = RouteKey(
+            task_name(outputs[route.target].setting),
+            route.matching.target,
+            f"{route.source}.{route.matching.source}",
+        )
+        counts = {s: route.matching.count(s) for s in ("matched", "resized", "skipped")}
+        verdicts = outputs[route.target].transfer(rows_of(rows, key))
+        found.append({**key._asdict(), "layers": counts, **verdicts})
+    others = {name: each for name, each in summaries.items() if name != request.main}
+    return {
+        "search": request.search,
+        "routes": found,
+        "tasks": {
+            name: {key: each[key] for key in ("verdicts", "primary", "floor", "collapsed")}
+            for name, each in others.items()
+        },
+    }

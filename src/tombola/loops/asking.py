@@ -1,0 +1,130 @@
+"""What is asked of ``tombola run``, and can it be done? Answered before torch is imported."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tombola.config import Config
+from tombola.errors import ConfigError
+from tombola.loops.book import Book, Facts
+from tombola.registry import file_sha256
+from tombola.values import parse_rewind
+
+SEED = "{seed}"
+"""What stands for the seed in the words of the script's command."""
+MANY = 10**9
+"""Weights of a pool that is not known yet, to tell how sparse levels will be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A script and what is to be done with it."""
+
+    words: tuple[str, ...]
+    """The script's command, with ``{seed}`` where the seed goes."""
+    facts: Facts
+    out: Path
+
+
+def request_of(config: Config, words: Sequence[str], out: Path | None, command: str) -> Request:
+    """What ``tombola run`` was asked to do; ConfigError for what it cannot."""
+    search, prune = config.search, config.prune
+    if not words:
+        raise ConfigError(
+            "tombola run got no command; give the script's after two dashes: "
+            "tombola run --rounds 10 -- python train.py"
+        )
+    command_of(words)
+    if search.seeds > 1 and not any(SEED in word for word in words):
+        raise ConfigError(
+            f"--seeds {search.seeds} would run the same command {search.seeds} times; put {SEED} "
+            f"where the script takes its seed, such as --seed {SEED}"
+        )
+    if len(search.rewind) != 1 or len(prune.networks) != 1:
+        raise ConfigError("tombola run takes one --rewind and one --prune; give one of each")
+    value, unit = parse_rewind(search.rewind[0])
+    if unit != "it":
+        raise ConfigError(
+            f"--rewind {search.rewind[0]} counts epochs, which only the script knows; give "
+            "optimizer steps, such as 500it"
+        )
+    if config.train.steps and value >= config.train.steps:
+        raise ConfigError(
+            f"--rewind {search.rewind[0]} is not before the end of {config.train.steps} steps; "
+            "give an earlier step, or more --steps"
+        )
+    task = _script_name(words)
+    facts = Facts(
+        task=task,
+        networks=prune.networks[0],
+        rewind_steps=int(value),
+        rounds=search.rounds,
+        rate=search.rate,
+        sparsity=search.sparsity,
+        seeds=search.seeds,
+        controls=search.controls,
+        steps=config.train.steps,
+        asked={"words": list(words), "files": _files(words)},
+        command=command,
+    )
+    request = Request(words=tuple(words), facts=facts, out=out or Path("runs") / f"{task}-imp")
+    Book(request.out, facts).check()
+    return request
+
+
+def describe(request: Request) -> list[str]:
+    """What would be run, line by line, without running it."""
+    book = Book(request.out, request.facts)
+    there = sum(book.has(*each) for each in book.rounds())
+    every = list(book.rounds())
+    facts = request.facts
+    shares = [f"{1 - facts.kept(k, MANY) / MANY:.1%}" for k in range(1, len(facts.levels) + 1)]
+    return [
+        f"{len(every)} trainings of {' '.join(request.words)}, {there} of them there already",
+        f"pruned: {facts.networks}; rewound to step {facts.rewind_steps}; each training "
+        + (f"stopped after {facts.steps:,} steps" if facts.steps else "as long as the script goes"),
+        f"sparsity by round: {', '.join(shares)}",
+        f"of each seed ({facts.seeds}): dense, then the ticket of each round"
+        + (f" and its controls {', '.join(facts.controls)}" if facts.controls else ""),
+        f"in {request.out}",
+    ]
+
+
+def command_of(words: Sequence[str], seed: int = 0) -> list[str]:
+    """The words as they are run for a seed: ``python`` is the Python that runs tombola.
+
+    ConfigError if the first word is nothing that can be run, or a named script is not there.
+    """
+    words = [word.replace(SEED, str(seed)) for word in words]
+    first = words[0]
+    if first in ("python", "python3"):
+        return [sys.executable, *words[1:]]
+    if shutil.which(first) is None:
+        raise ConfigError(
+            f"{first!r} is no command that can be run; give one, such as python train.py"
+        )
+    return words
+
+
+def _script_name(words: Sequence[str]) -> str:
+    """What the training is called in tables: the script's file name without its end."""
+    scripts = [word for word in words if word.endswith(".py")]
+    return Path(scripts[0]).stem if scripts else Path(words[0]).name
+
+
+def _files(words: Sequence[str]) -> dict[str, str]:
+    """Python files among the words and their SHA-256; ConfigError for one that is not there."""
+    found = {}
+    for word in words:
+        if word.endswith(".py"):
+            try:
+                found[word] = file_sha256(Path(word))
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot read {word!r}: {error.strerror}; give an existing script"
+                ) from error
+    return found

@@ -1,0 +1,336 @@
+"""The one line in somebody's script: ``tombola.attach`` makes its training a round of a search.
+
+Within ``tombola run`` the line loads the round's start weights and masks into the script's own
+modules, holds them through every optimizer step, and writes what the training ended with. Anywhere
+else it does nothing and says so once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from multiprocessing import parent_process, util
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+
+from tombola.errors import ConfigError, UserError
+from tombola.loops import averages, listening, orders
+from tombola.loops.book import TICKET
+from tombola.loops.clock import Clock, Stopped
+from tombola.loops.draws import leaves, permute
+from tombola.loops.ending import Ending
+from tombola.loops.modules import checked
+from tombola.loops.orders import Order
+from tombola.sparsity.hold import Hold
+from tombola.sparsity.masks import Masks, prunable
+from tombola.sparsity.tickets import load_ticket
+from tombola.training.checkpoint import save_weights
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether ``tombola run`` is still there."""
+SAVE_SECONDS = 60.0
+"""How often the state is audited and written."""
+
+_active: Attached | None = None
+_told = False
+
+
+class Attached:
+    """What ``attach`` gives back: the steps counted so far, and ``apply`` for hand-made updates."""
+
+    def __init__(self, work: _Work | None = None) -> None:
+        self._work = work
+
+    @property
+    def steps(self) -> int:
+        """Whole training steps counted so far; 0 outside of ``tombola run``."""
+        return 0 if self._work is None else self._work.clock.steps
+
+    def apply(self, network: str | None = None) -> None:
+        """Zero the pruned weights, of one network or all: after each update without ``step()``."""
+        if self._work is not None:
+            with self._work.faults():
+                self._work.applied(network)
+
+
+def attach(
+    networks: Mapping[str, nn.Module],
+    *,
+    ema: Any = None,
+    optimizers: Any = None,
+    clock: str | None = None,
+    judge: Callable[[], Any] | None = None,
+    sample: Callable[[], Tensor] | None = None,
+) -> Attached:
+    """Make this training a round of ``tombola run``; call it once the networks are initialised.
+
+    ``networks``: all that learn, by name; those that are pruned are chosen by ``--prune``.
+    ``ema``: averaged copies (see ``averages.py``): they begin at the round's start weights, and
+    count as the trained weights. ``optimizers``: objects with ``step()`` that are no torch
+    optimizers. ``clock``: the network whose optimizer steps are counted (default: a step is one
+    round of all). ``judge``: called at the end, gives metric -> value; ``sample``: called at the
+    end, gives images (N, C, H, W), uint8 or float in [-1, 1]. Outside of ``tombola run`` nothing is
+    done, and that is said once. ConfigError or TicketError for what does not fit.
+    """
+    global _active, _told
+    found = orders.current()
+    if found is None:
+        if not _told:
+            _told = True
+            warnings.warn(
+                "tombola.attach does nothing here: this script was not started by `tombola run`",
+                stacklevel=2,
+            )
+        return Attached()
+    if _active is not None and _active._work is not None:
+        with _active._work.faults():
+            _active._work.expect_same(checked(networks))
+        return _active
+    part, order = found
+    with _kept(part):
+        own = checked(networks)
+        averaged = averages.averages_of(ema, own)
+        ending = Ending(part, order, judge=judge, sample=sample)
+        work = _Work(own, part, order, averaged, ending)
+        work.begin(_several(optimizers), clock)
+    _active = Attached(work)
+    return _active
+
+
+def record(
+    metric: str,
+    value: Any,
+    n: int | None = None,
+    *,
+    better: str | None = None,
+    margin: float | None = None,
+) -> None:
+    """Note how good the networks are now; the last value of each metric counts for the verdict.
+
+    Metrics that Tombola knows have their own direction and margin; another one needs ``better``,
+    "lower" or "higher" (``margin``: how much worse still is a match, as a share of the dense mean,
+    default 0.10). ``n``: how many images stand behind the value. Outside of ``tombola run`` and
+    ``tombola.draw`` nothing is done. ConfigError for what is no number, and before ``attach``.
+    """
+    hear = listening.current()
+    if hear is not None:
+        hear(metric, value, n, better, margin)
+        return
+    found = orders.current()
+    if found is None:
+        return
+    with _kept(found[0]):
+        if _active is None or _active._work is None:
+            raise ConfigError("tombola.record was called before tombola.attach; attach first")
+        work = _active._work
+        work.ending.measured.add(metric, value, n, better, margin, step=work.clock.running)
+
+
+@contextlib.contextmanager
+def _kept(part: Path) -> Iterator[None]:
+    """What the user has to mend is also told to ``tombola run``."""
+    try:
+        yield
+    except UserError as error:
+        orders.write_fault(part, str(error))
+        raise
+
+
+def _several(optimizers: Any) -> list[Any]:
+    if optimizers is None:
+        return []
+    if isinstance(optimizers, Mapping):
+        return list(optimizers.values())
+    return list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
+
+
+class _Watch(Clock):
+    """A clock that looks around before each turn, and ends the process where it stops."""
+
+    def __init__(self, look: Callable[[], None], *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._look = look
+
+    def _turn_begins(self, key: Hashable) -> None:
+        self._look()
+        try:
+            super()._turn_begins(key)
+        except Stopped:
+            sys.exit(0)  # the round is over; close() is called on the way out
+
+
+class _Work:
+    """A round under way in this process."""
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        part: Path,
+        order: Order,
+        averaged: averages.Averages,
+        ending: Ending,
+    ) -> None:
+        self.networks, self.part, self.order = networks, part, order
+        self.averaged, self.ending = averaged, ending
+        self.masks: Masks | None = None
+        self.clock: _Watch
+        self._begun: dict[str, tuple[nn.Parameter, Tensor]] | None = None
+        self._process = os.getpid()
+        self._closed = False
+        self._last_error = getattr(sys, "last_value", None)
+        self._look_at = self._save_at = 0.0
+        self._before: Any = signal.SIG_DFL
+
+    def begin(self, optimizers: list[Any], counted: str | None) -> None:
+        """Put start weights and masks in place and begin to watch."""
+        order = self.order
+        pool = prunable(self.networks, order.prune)
+        self.ending.prunable = {name: leaf.numel() for name, leaf in pool.items()}
+        if order.start != "own":
+            ticket = load_ticket(self.part / TICKET)
+            self.masks = ticket.masks
+            if order.start == "ticket":
+                ticket.start(self.networks)
+            else:
+                permute(self.networks, order.seed, f"reinit/{order.round}")
+        self.clock = _Watch(
+            self._look,
+            self.networks,
+            masks=self.masks,
+            counted=counted,
+            rewind_steps=order.rewind_steps if order.start == "own" else None,
+            total_steps=order.steps or None,
+            optimizers=optimizers,
+        )
+        self.clock.start()
+        if order.start != "own":
+            averages.begin(self.averaged, self.networks)
+        self._begun = {k: (leaf, leaf.detach().clone()) for k, leaf in leaves(self.networks)}
+        self.ending.begin()
+        now = time.monotonic()
+        self._look_at, self._save_at = now + LOOK_SECONDS, now + SAVE_SECONDS
+        self._arrange_end()
+
+    def _arrange_end(self) -> None:
+        """See to it that ``close`` is called when the process ends, and the state kept if ended."""
+        if parent_process() is None:
+            atexit.register(self.close)
+        else:  # processes of multiprocessing do not come by atexit
+            util.Finalize(None, self.close, exitpriority=10)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            self._before = signal.signal(signal.SIGTERM, self._ended)
+
+    def faults(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, what the user has to mend is also told to ``tombola run``."""
+        return _kept(self.part)
+
+    def expect_same(self, networks: Mapping[str, nn.Module]) -> None:
+        """ConfigError unless these are the networks that were attached."""
+        now = dict(leaves(networks))
+        mine = dict(leaves(self.networks))
+        if now.keys() != mine.keys() or any(now[name] is not mine[name] for name in mine):
+            raise ConfigError(
+                "tombola.attach was called twice, with other networks; call it once, with all "
+                "networks of the training"
+            )
+
+    def applied(self, network: str | None) -> None:
+        """An update was made by hand: hold, count, and look, in this order."""
+        self._begun = None  # the weights have been changed already
+        self.clock.hold([network] if network in self.networks else None)
+        self.clock.apply(network)
+
+    def _look(self) -> None:
+        """Before each turn: what must be seen at once, and what once a second or a minute."""
+        if self._begun is not None:
+            with self.faults():
+                self._check_begun()
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        if self.order.abandoned():
+            self._closed = True
+            sys.exit("the tombola run that started this training is gone; so this ends too")
+        if now >= self._save_at:
+            self._save_at = now + SAVE_SECONDS
+            with self.faults():
+                self.audit()
+            self.save()
+
+    def _check_begun(self) -> None:
+        """ConfigError if the weights are no longer those that the round was to begin with."""
+        begun, self._begun = self._begun, None
+        if begun is None or self.ending.rank():  # wrappers give rank 0's weights to the others
+            return
+        now = dict(leaves(self.networks))
+        replaced = [name for name, (leaf, _) in begun.items() if now.get(name) is not leaf]
+        changed = [
+            n for n, (leaf, then) in begun.items() if not bool((leaf == then.to(leaf)).all())
+        ]
+        if replaced or changed:
+            raise ConfigError(
+                f"between tombola.attach and the first step the weights were changed "
+                f"({', '.join((replaced or changed)[:3])}); attach once the networks are built, "
+                "initialised and loaded"
+            )
+
+    def audit(self) -> None:
+        """ConfigError naming the weights that are not zero though they are pruned."""
+        if self.masks is None:
+            return
+        leaks = Hold(self.networks, self.masks).leaks()
+        if leaks:
+            raise ConfigError(
+                f"pruned weights are not zero at step {self.clock.running} in "
+                f"{', '.join(leaks[:3])}: something changes them outside of an optimizer's step; "
+                "call apply() of what attach returned after each such change"
+            )
+
+    def save(self) -> None:
+        """Write the networks as they are, whole or not at all."""
+        if not self.ending.rank():
+            save_weights(self.part / orders.STATE, self.ending.state(self))
+
+    def _ended(self, number: int, frame: FrameType | None) -> None:
+        """A request to end: keep the state, then end as if nothing had listened."""
+        del frame
+        if os.getpid() == self._process:
+            self._closed = True
+            self.save()
+        signal.signal(number, self._before)
+        os.kill(os.getpid(), number)
+
+    def close(self) -> None:
+        """The process ends: write what the training came to, or, after an error, the state."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        if getattr(sys, "last_value", None) is not self._last_error:
+            self.clock.close()
+            self.save()
+            return
+        try:
+            with self.faults():
+                self.audit()
+                self.clock.close()
+                self.ending.write(self)
+        except BaseException as error:
+            orders.write_fault(self.part, f"{type(error).__name__}: {error}")
+            raise
+
+
+def _differ(leaf: Tensor, then: Tensor) -> bool:
+    """Whether values changed; another device or dtype is no change."""
+    return not bool((leaf.detach() == then.to(leaf)).all())

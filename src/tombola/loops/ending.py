@@ -1,0 +1,149 @@
+"""How does a round end? The trained weights, what was measured, images: for ``tombola run``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import ConfigError
+from tombola.loops import averages, orders
+from tombola.loops.book import FINAL, GRID, REWIND
+from tombola.loops.clock import Clock
+from tombola.loops.measured import Measured, save_images
+from tombola.loops.orders import Order
+from tombola.runs.store import write_json
+from tombola.sparsity.masks import Masks
+from tombola.training.checkpoint import save_weights
+from tombola.training.trainer import named_state
+
+
+class Training(Protocol):
+    """What an ending looks at."""
+
+    networks: dict[str, nn.Module]
+    averaged: averages.Averages
+    masks: Masks | None
+
+    @property
+    def clock(self) -> Clock:
+        """Steps, and the states kept on the way."""
+        ...
+
+
+class Ending:
+    """What is measured of a training until its end, and the files that it leaves."""
+
+    def __init__(
+        self,
+        part: Path,
+        order: Order,
+        *,
+        judge: Callable[[], Any] | None,
+        sample: Callable[[], Tensor] | None,
+    ) -> None:
+        self.part, self.order = part, order
+        self.judge, self.sample = judge, sample
+        self.measured = Measured()
+        self.prunable: dict[str, int] = {}
+        self._start = 0.0
+
+    def begin(self) -> None:
+        """The training begins now."""
+        self._start = time.perf_counter()
+
+    def rank(self) -> int:
+        """The rank of this process among those that train together; 0 alone."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank()
+        return int(os.environ.get("RANK", "0"))
+
+    def state(self, training: Training) -> dict[str, Tensor]:
+        """``network.name`` -> copy on the CPU: averaged where there is an average, masked."""
+        found = {**named_state(training.networks), **training.averaged}
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
+        averages.mask(state, training.masks or {})
+        return state
+
+    def write(self, training: Training) -> None:
+        """Write the trained weights, judge, and write the answer last.
+
+        ConfigError if the training ended too early, or for what judge and sample give.
+        """
+        seconds, clock = time.perf_counter() - self._start, training.clock
+        self._check_length(clock)
+        if self.rank():
+            return
+        averages.mask(training.averaged, training.masks or {})
+        state = self.state(training)
+        bad = [
+            k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())
+        ]
+        started = time.perf_counter()
+        if not bad:
+            self._judge(clock.steps)
+            if self.order.start == "own":
+                assert clock.snapshot is not None
+                save_weights(self.part / REWIND, clock.snapshot)
+            save_weights(self.part / FINAL, state)
+        spent = time.perf_counter() - started
+        (self.part / orders.STATE).unlink(missing_ok=True)
+        why = f"not finite: {', '.join(bad[:3])}" if bad else self.measured.bad()
+        told = {
+            "parameters": _sizes(training.networks),
+            "prunable": list(self.prunable.items()),
+            "round": {
+                "arm": self.order.arm,
+                "seed": self.order.seed,
+                "round": self.order.round,
+                "steps": clock.steps,
+                "seconds": seconds,
+                "eval_seconds": spent if self.judge else None,
+                "diverged": clock.steps if why else None,
+                "why": why,
+                **self.measured.told(),
+            },
+            "ended": not bad,
+        }
+        write_json(self.part / orders.ANSWER, told)
+
+    def _check_length(self, clock: Clock) -> None:
+        order = self.order
+        if clock.steps == 0:
+            raise ConfigError(
+                "no optimizer step of the attached networks was seen; give optimizers= to attach, "
+                "or call apply() of what it returned after each update"
+            )
+        if order.steps and clock.steps < order.steps:
+            raise ConfigError(
+                f"the training ended by itself after {clock.steps} steps, but --steps asks for "
+                f"{order.steps}; let it run longer, or give fewer --steps"
+            )
+        if order.start == "own" and clock.snapshot is None:
+            raise ConfigError(
+                f"the training ended after {clock.steps} steps, before the rewind step "
+                f"{order.rewind_steps}; give an earlier --rewind"
+            )
+
+    def _judge(self, step: int) -> None:
+        """Ask the script's own judge and its images."""
+        if self.judge is not None:
+            found = self.judge()
+            if found is not None and not isinstance(found, Mapping):
+                raise ConfigError(
+                    f"judge gave {type(found).__name__}; let it return a dict of metric to value"
+                )
+            for metric, value in (found or {}).items():
+                self.measured.add(metric, value, None, None, None, step=step)
+        if self.sample is not None:
+            with torch.no_grad():
+                save_images(self.part / GRID, self.sample())
+
+
+def _sizes(networks: Mapping[str, nn.Module]) -> list[tuple[str, int]]:
+    return [(name, sum(p.numel() for p in net.parameters())) for name, net in networks.items()]

@@ -1,0 +1,112 @@
+"""How does each training of a search find the user's modules? As they came, whoever left them how.
+
+Networks are given, or made by a function for each seed; a training changes their weights, modes and
+gradients, and the next begins on the same objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import ConfigError
+from tombola.loops.draws import permute
+from tombola.runtime import seed_everything
+from tombola.training.trainer import load_weights, named_state
+
+Networks = Mapping[str, nn.Module]
+Weights = dict[str, Tensor]
+
+
+class Modules:
+    """The networks of a seed: how they came, and how each training finds them again."""
+
+    def __init__(self, networks: Any, seed: int) -> None:
+        self.given = isinstance(networks, Mapping | nn.Module) or not callable(networks)
+        self._make = networks
+        self.networks: dict[str, nn.Module] = checked(networks if self.given else self._new(seed))
+        self.came = copied(self.networks)
+        """The weights and buffers that they came with."""
+        self.start = self.came
+        """Those that the dense training begins with."""
+        self._learns = [
+            (p, p.requires_grad) for n in self.networks.values() for p in n.parameters()
+        ]
+        self._modes = [(m, m.training) for n in self.networks.values() for m in n.modules()]
+
+    def _new(self, seed: int, purpose: str = "init") -> Any:
+        with generators_as_found():
+            seed_everything(seed, purpose)
+            return self._make()
+
+    def sizes(self) -> dict[str, int]:
+        """Network -> number of its parameters."""
+        return {
+            name: sum(leaf.numel() for leaf in network.parameters())
+            for name, network in self.networks.items()
+        }
+
+    def restore(self) -> None:
+        """Forget gradients of an earlier training; who learns, and modes, are as at first."""
+        for parameter, learns in self._learns:
+            parameter.grad = None
+            parameter.requires_grad_(learns)
+        for module, mode in self._modes:
+            module.training = mode
+
+    def begin(self, seed: int, draw: str | None = None) -> None:
+        """Put the start weights in place; with ``draw`` (``reinit/3``) others drawn like them."""
+        if draw is None or self.given:
+            load_weights(self.networks, self.start)
+            if draw is not None:
+                permute(self.networks, seed, draw)
+            return
+        load_weights(self.networks, copied(checked(self._new(seed, f"init-{draw}"))))
+
+    def hand_back(self) -> None:
+        """Given networks are as they came."""
+        if self.given:
+            self.restore()
+            load_weights(self.networks, self.came)
+
+
+def checked(networks: Any) -> dict[str, nn.Module]:
+    """Networks by name; ConfigError for anything else."""
+    if isinstance(networks, nn.ModuleDict):
+        networks = dict(networks.items())
+    if not isinstance(networks, Mapping) or not networks:
+        raise ConfigError(
+            f"networks is a {type(networks).__name__}; give a dict of name to torch.nn.Module, "
+            'such as {"generator": G, "discriminator": D}, or a function that returns one'
+        )
+    for name, network in networks.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ConfigError(f"a network's name is {name!r}; give a word such as generator")
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"network {name!r} is a {type(network).__name__}; give a torch.nn.Module"
+            )
+    return dict(networks)
+
+
+def copied(networks: Networks) -> Weights:
+    """Copies on the CPU of every parameter and buffer, by ``network.name``."""
+    return {k: v.to("cpu", copy=True) for k, v in named_state(dict(networks)).items()}
+
+
+@contextlib.contextmanager
+def generators_as_found() -> Iterator[None]:
+    """The global generators of torch, NumPy and Python go on after it as if nothing had drawn."""
+    before = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])

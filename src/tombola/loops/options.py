@@ -1,0 +1,194 @@
+"""What can ``tombola.draw`` be asked for, and can it be done? Checked before any training."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tombola.config import MOST
+from tombola.errors import ConfigError, unknown
+from tombola.limits import integer
+from tombola.loops.book import CONTROLS, Facts
+from tombola.loops.modules import Modules
+from tombola.recipes.setting import MAX_STEPS, split_networks
+from tombola.sparsity.masks import prunable
+from tombola.values import decimal_fraction, parse_rewind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What ``draw`` takes besides the function, the networks, the steps and the folder."""
+
+    rewind: str = "10it"
+    """Where the weights go back to: 500it = as they were after 500 steps, 0it = as they began."""
+    rounds: int = 20
+    """Levels of sparsity."""
+    rate: str | float = "0.2"
+    """Share of the weights left that goes each round."""
+    sparsity: Sequence[str | float] = ()
+    """Levels given outright, ascending, instead of rounds and rate."""
+    prune: str | Sequence[str] = "all"
+    """Names of the networks that are pruned."""
+    exclude: Sequence[str] = ()
+    """Layers that are not: first, last (of each network) or names network.parameter."""
+    seeds: int | None = None
+    """Training seeds 0..seeds-1; by default 1 for given networks, 3 for a function."""
+    controls: str | Sequence[str] = CONTROLS
+    """reinit, shuffle, or none."""
+    judge: Callable[..., Any] | None = None
+    """Called after each training; returns a number, or a dict of metric to number."""
+    sample: Callable[..., Any] | None = None
+    """Called after each training; returns images (N, C, H, W) in [-1, 1] for the report."""
+    better: str | Mapping[str, str] | None = None
+    """lower or higher, for metrics that Tombola does not know; by metric if they differ."""
+    margin: float | Mapping[str, float] | None = None
+    """How much worse still is a match, as a share of the dense mean; 0.10 unless said."""
+    clock: str | None = None
+    """The network whose optimizer steps are counted; by default rounds of all are."""
+    optimizers: Sequence[Any] = ()
+    """Objects with step() that are no torch optimizers."""
+    ema: Any = None
+    """Averaged copies that outlive the function: they begin anew each round, and are judged."""
+    task: str = ""
+    """What the training is called in tables; by default the function's name."""
+    data: str = "own data"
+    """What its data is called in tables."""
+    tell: Callable[[str], None] | None = None
+    """Gets a line of text after each training, such as print."""
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Options with their names and values checked; ConfigError for what draw does not take."""
+    names = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"draw has no option {name!r}; it has: {', '.join(names)}")
+    chosen = Options(**given)
+    for name in ("judge", "sample", "tell"):
+        value = getattr(chosen, name)
+        if value is not None and not callable(value):
+            raise ConfigError(f"{name} is a {type(value).__name__}; give a function")
+    return chosen
+
+
+def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Options) -> Facts:
+    """What is asked, checked; ConfigError names what is off."""
+    if not callable(train):
+        raise ConfigError(f"train is a {type(train).__name__}; give a function that trains")
+    seeds = (1 if modules.given else 3) if chosen.seeds is None else chosen.seeds
+    for name, value, high in (
+        ("steps", steps, MAX_STEPS), ("rounds", chosen.rounds, MOST), ("seeds", seeds, MOST),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} got {value!r}; it takes a whole number")
+        integer(name, value, low=1, high=high)
+    if modules.given and seeds > 1:
+        raise ConfigError(
+            f"seeds={seeds} needs networks to be drawn anew for each; give networks=a function of "
+            "no arguments that makes them, in the place of a dict"
+        )
+    if not modules.given and not arity(train):
+        raise ConfigError(
+            "networks is a function, but train takes no argument; let it take the networks that "
+            "it is to train: def train(networks)"
+        )
+    decimal_fraction("rate", str(chosen.rate))
+    sparsity = tuple(str(value) for value in chosen.sparsity)
+    levels = [decimal_fraction("sparsity", value) for value in sparsity]
+    if levels != sorted(set(levels)):
+        raise ConfigError(f"sparsity got {','.join(sparsity)}; give levels from low to high")
+    if chosen.clock is not None and chosen.clock not in modules.networks:
+        raise unknown("network", chosen.clock, modules.networks, "for the clock")
+    controls = chosen.controls.split(",") if isinstance(chosen.controls, str) else chosen.controls
+    return Facts(
+        task=chosen.task or _name(train),
+        data=chosen.data,
+        networks=",".join(_pruned(chosen)),
+        rewind_steps=_rewind_steps(chosen.rewind, steps),
+        rounds=chosen.rounds,
+        rate=str(chosen.rate),
+        sparsity=sparsity,
+        seeds=seeds,
+        controls=tuple(name.strip() for name in controls if name.strip() != "none"),
+        steps=steps,
+        asked={
+            "train": _identity(train),
+            "networks": modules.sizes(),
+            "exclude": list(chosen.exclude),
+            "clock": chosen.clock,
+            "ema": chosen.ema is not None,
+            "judge": None if chosen.judge is None else _identity(chosen.judge),
+            **{key: _plain(getattr(chosen, key)) for key in ("better", "margin")},
+        },
+        command=f"tombola.draw({_name(train)}, steps={steps}, rewind={chosen.rewind!r})",
+    )
+
+
+def _rewind_steps(text: str, steps: int) -> int:
+    value, unit = parse_rewind(str(text))
+    if unit != "it":
+        raise ConfigError(
+            f"rewind {text} counts epochs, which only train knows; give steps, such as 500it"
+        )
+    if value >= steps:
+        raise ConfigError(
+            f"rewind {text} is not before the end of {steps} steps; give an earlier step, or "
+            "train longer"
+        )
+    return int(value)
+
+
+def _pruned(chosen: Options) -> tuple[str, ...]:
+    prune = chosen.prune
+    return split_networks(prune) if isinstance(prune, str) else tuple(prune)
+
+
+def pool_of(modules: Modules, chosen: Options) -> dict[str, int]:
+    """Names and sizes of the prunable weights."""
+    pool = prunable(modules.networks, _pruned(chosen), tuple(chosen.exclude))
+    return {name: leaf.numel() for name, leaf in pool.items()}
+
+
+def arity(function: Callable[..., Any]) -> int:
+    """How many arguments a function must be given by position."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in by_position and p.default is p.empty for p in parameters)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _identity(function: Any) -> str:
+    """A function's name, and eight hex digits of its text."""
+    return f"{_name(function)} {_fingerprint(function)}".strip()
+
+
+def _written(function: Any) -> Any:
+    """The function or class that was written down, behind what is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if hasattr(function, "__name__") else type(function)
+
+
+def _name(function: Any) -> str:
+    return str(_written(function).__name__).replace("<lambda>", "lambda")
+
+
+def _fingerprint(function: Any) -> str:
+    """Eight hex digits of the source text, empty where there is none of its own."""
+    written = _written(function)
+    try:
+        # A lambda's text is the whole line that it stands in, such as the call of draw.
+        source = "" if written.__name__ == "<lambda>" else inspect.getsource(written)
+    except (TypeError, OSError):
+        source = ""
+    return hashlib.sha256(source.encode()).hexdigest()[:8] if source else ""
