@@ -65,7 +65,8 @@ types: env
 
 # Two files at a time, each on one thread: on two cores that takes little more than half as long.
 tests: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m "not long" $(PYTEST_ARGS)
 
 fast: env
 	$(BIN)/python -m pytest -m "not slow and not long" $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tombola.config import SHARED
 from tombola.errors import ConfigError
 from tombola.registry import TASKS
 from tombola.sparsity.masks import prunable
@@ -136,7 +137,7 @@ def test_a_structurally_dead_weight_would_be_found() -> None:
 @pytest.mark.parametrize("spec", ALL)
 def test_presets_hold_options_and_one_length(spec: str) -> None:
     build = TASKS.load(spec)
-    assert set(build.presets) == {"quick", "paper"}
+    assert set(build.presets) == {"quick", "paper"} | ({"shared"} if spec in SHARED else set())
     assert "steps" in build.presets["quick"]
     assert "epochs" in build.presets["paper"]
     for preset in build.presets:

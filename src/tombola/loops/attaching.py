@@ -323,8 +323,10 @@ class _Work:
             return
         try:
             with self.faults():
-                self.audit()
-                self.clock.close()
+                try:
+                    self.audit()
+                finally:
+                    self.clock.close()
                 self.ending.write(self)
         except BaseException as error:
             orders.write_fault(self.part, f"{type(error).__name__}: {error}")
