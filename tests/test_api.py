@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 import helpers
@@ -178,7 +179,13 @@ NOWHERE = type("Nowhere", (helpers.TinyAE,), {"__module__": "no.such.module"})
         (TASK, {"data": torch.zeros(3, 1, 8, 8)}, "3 images at least 20"),
         (TASK, {"data": helpers.images(60), "rewind": "30it"}, "30it step 30"),
         (TASK, {"data": helpers.images(60), "rounds": "three"}, "search.rounds 'three'"),
+        (TASK, {"sparsity": ["0.5"]}, "both rounds and sparsity"),
         ("linear-a", {}, "'linear-a' did you mean linear-ae"),
+        (None, {}, "task got a NoneType linear-ae path/to/file.py:Class tombola.Task"),
+        (3, {}, "task got a int path/to/file.py:Class"),
+        (nn.Linear(2, 2), {}, "task got a Linear path/to/file.py:Class"),
+        (nn.Linear, {}, "task got the class Linear path/to/file.py:Class"),
+        (helpers.TinyAE(), {}, "task got a TinyAE class derived from tombola.Task"),
         (NOWHERE, {}, "Nowhere in no file .py file"),
         (type("Even", (Odd,), {"__module__": __name__}), {}, "Even"),
     ],
@@ -293,7 +300,7 @@ def test_a_model_is_built_by_a_named_task_only(result):
         tombola.load_model(path, task=TASK.replace("TinyAE", "TinyGAN"))
     with pytest.raises(tombola.ConfigError, match=r"is no tombola\.Task"):
         tombola.load_model(path, task=TASK.replace("TinyAE", "Path"))
-    with pytest.raises(tombola.TicketError, match="asked for; take the trained model beside it"):
+    with pytest.raises(tombola.TicketError, match=r"take .*/models/ticket-seed0-round01\.safe"):
         tombola.load_model(result.tickets[0], task=TASK)
 
 

@@ -30,7 +30,7 @@ TIERS = (
     {"recipes"},
     {"engine", "report"},
     {"api", "bar", "doctor", "dry_run", "task_table", "tickets_config", "transfer_config"},
-    {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers"},
+    {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers", "words"},
     {"commands"},
     {"travel"},
     {"cli"},

@@ -36,6 +36,8 @@ def find(out, monkeypatch, task=TASK, **options):
             "threads": 1,
             "workers": 1,
         }
+        if "sparsity" in options:
+            del small["rounds"], small["rate"]
         return tombola.find(task, out=out, **{**small, **options})
 
 

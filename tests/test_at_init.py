@@ -45,8 +45,23 @@ def normed() -> nn.Module:
     )
 
 
-KINDS = {"conv": conv, "transposed": transposed, "spectral norm": normed}
-SIZE = {"conv": 4, "transposed": 3, "spectral norm": 4}
+def old_normed() -> nn.Module:
+    return nn.Sequential(
+        old_spectral_norm(nn.Conv2d(1, 2, 3)),
+        nn.Tanh(),
+        nn.Flatten(),
+        old_spectral_norm(nn.Linear(8, 1)),
+    )
+
+
+KINDS = {
+    "conv": conv,
+    "transposed": transposed,
+    "spectral norm": normed,
+    "spectral norm, training": normed,
+    "old spectral norm, training": old_normed,
+}
+SIZE = {"conv": 4, "transposed": 3}
 
 
 def scene(kind):
@@ -57,8 +72,14 @@ def scene(kind):
         # In train mode its vectors follow the weights, which a finite difference would notice.
         network(torch.randn(4, 1, 4, 4, dtype=torch.float64))
         network.eval()
+    elif kind.endswith("training"):
+        # At its singular vectors a norm does not change, to first order, if they follow: there one
+        # power iteration from always the same vectors has the slope that autograd gives.
+        for _ in range(500):
+            network(torch.randn(4, 1, 4, 4, dtype=torch.float64))
     weights = dict(prunable({"n": network}))
-    batches = [torch.randn(4, 1, SIZE[kind], SIZE[kind], dtype=torch.float64) for _ in range(2)]
+    size = SIZE.get(kind, 4)
+    batches = [torch.randn(4, 1, size, size, dtype=torch.float64) for _ in range(2)]
     buffers = {k: v.clone() for k, v in network.named_buffers()}
 
     def losses():
@@ -133,9 +154,10 @@ def test_synaptic_flow_of_two_layers_in_closed_form():
     last = network[3].weight.detach().double().abs()
     bias = network[0].bias.detach().double().abs()
     scale = (1 + network[1].eps) ** -0.5
-    torch.testing.assert_close(scores["n.0.weight"], first * last.sum(0)[:, None] * scale)
     hidden = (first.sum(1) + bias) * scale
-    torch.testing.assert_close(scores["n.3.weight"], last * hidden)
+    whole = (last @ hidden).sum() + network[3].bias.detach().double().abs().sum()
+    torch.testing.assert_close(scores["n.0.weight"], first * last.sum(0)[:, None] * scale / whole)
+    torch.testing.assert_close(scores["n.3.weight"], last * hidden / whole)
     assert float(scores["n.0.weight"][1, 2]) == 0
 
 
@@ -170,6 +192,21 @@ def test_synflow_keeps_exact_counts_and_no_layer_is_left_empty(keep):
     assert all(bool(mask.any()) for mask in masks.values())
     fewer = synflow(networks, {"n": (torch.zeros(1, 10),)}, 3, masks)
     assert nested(fewer, masks)
+
+
+def test_synflow_empties_no_network_because_its_flow_is_of_another_size():
+    torch.manual_seed(5)
+    networks = {
+        name: nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10)) for name in "ab"
+    }
+    with torch.no_grad():
+        for parameter in networks["b"].parameters():
+            parameter.mul_(30.0)
+    inputs = {name: (torch.zeros(1, 10),) for name in networks}
+    masks = synflow(networks, inputs, 200, ones(prunable(networks)))
+    kept = [sum(int(m.sum()) for k, m in masks.items() if k.startswith(f"{n}.")) for n in "ab"]
+    assert sum(kept) == 200
+    assert min(kept) > 80
 
 
 def test_the_best_of_each_layer_comes_first_and_ties_go_to_the_earlier():

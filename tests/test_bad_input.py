@@ -23,7 +23,8 @@ import pytest
 import in_process
 import standins
 import tombola
-from tombola import api, cli, commands
+from tombola import api, cli
+from tombola import words as asked
 from tombola.sparsity.container import Raw, read_header, write_file
 from tombola.sparsity.layout import MODEL_FORMAT, TICKET_FORMAT
 
@@ -71,6 +72,14 @@ NAMES = {
     "word too many": (["find", "vae", "mnist"], "word 'mnist' tombola find --help"),
     "no task": (["find"], "TASK required tombola find --help"),
     "unknown list": (["list", "task"], "'task' 'tasks' 'methods' --help"),
+    "option of other commands": (
+        ["train", "vae", "--rounds", "3"],
+        "option '--rounds'; it goes with find, run, transfer; --help",
+    ),
+    "task named twice": (
+        ["find", "linear-ae", "--set", "task.name=vae"],
+        "'task.name=vae' names the task 'linear-ae' there alone",
+    ),
     "section that is not there": (
         ["find", "vae", "--set", "tusk.width=3"],
         "section 'tusk' did you mean task search",
@@ -96,13 +105,22 @@ NUMBERS = {
     "rate nan": (["find", "vae", "--rate", "nan"], "rate 'nan' decimal between 0 and 1"),
     "rate infinite": (["find", "vae", "--rate=-inf"], "rate '-inf' decimal between 0 and 1"),
     "rate a word": (["find", "vae", "--rate", "fast"], "rate 'fast' decimal between 0 and 1"),
-    "rounds 0": (["find", "vae", "--rounds", "0"], "--rounds 0 above 0"),
+    "rounds 0": (["find", "vae", "--rounds", "0"], "--rounds 0 whole number at least 1"),
     "rounds a word": (["find", "vae", "--rounds", "x"], "--rounds 'x' int --help"),
-    "seeds negative": (["find", "vae", "--seeds", "-1"], "--seeds -1 above 0"),
+    "seeds negative": (["find", "vae", "--seeds", "-1"], "--seeds -1 whole number at least 1"),
     "rounds without end": (["find", "vae", "--rounds", "1001"], "rounds 1001 from 1 to 1000"),
     "seeds without end": (["find", "vae", "--seeds", "1001"], "seeds 1001 from 1 to 1000"),
     "epochs nan": (["find", "vae", "--epochs", "nan"], "--epochs nan above 0"),
     "epochs infinite": (["find", "vae", "--epochs", "inf"], "epochs inf finite number from 0"),
+    "steps 0": (["train", "vae", "--steps", "0"], "--steps 0 whole number at least 1"),
+    "rounds and sparsity": (
+        ["find", "vae", "--rounds", "3", "--sparsity", "0.5"],
+        "both --rounds and --sparsity",
+    ),
+    "rate and sparsity of a script": (
+        ["run", "--rate", "0.3", "--sparsity", "0.5", "--", "python", "@mine.py"],
+        "both --rate and --sparsity",
+    ),
     "steps and epochs": (["find", "vae", "--steps", "5", "--epochs", "2"], "5 2 not both"),
     "threads negative": (["find", "vae", "--threads", "-3"], "threads -3 from 0 to 1000"),
     "sparsity 1": (["find", "vae", "--sparsity", "0.5,1"], "sparsity '1' between 0 and 1"),
@@ -158,6 +176,10 @@ PLACES = {
         "file is a file; give a folder",
     ),
     "report of nothing": (["report", "@no"], "no directory tombola find or train"),
+    "script into a search's folder": (
+        ["run", "--out", "@out", "--", "python", "@mine.py"],
+        "out holds a search of tombola find, train or transfer another out folder",
+    ),
     "report of another folder": (["report", "@empty"], "has no config.json tombola find or train"),
 }
 FILES = {
@@ -184,12 +206,28 @@ FILES = {
         "--seeds --ticket leave --seeds out",
     ),
     "ticket for a model": (
-        ["sample", "@ticket.safetensors", "--out", "x"],
-        "tombola.ticket/1 models/ticket-seed0-round01.safetensors",
+        ["sample", "@out/tickets/seed0-round01.safetensors", "--out", "x"],
+        "tombola.ticket/1 take @out/models/ticket-seed0-round01.safetensors",
     ),
     "ticket for an export": (
-        ["export", "@ticket.safetensors", "--to", "onnx"],
-        "tombola.ticket/1 models/ticket-seed0-round01.safetensors",
+        ["export", "@out/tickets/seed0-round01.safetensors", "--to", "onnx"],
+        "tombola.ticket/1 take @out/models/ticket-seed0-round01.safetensors",
+    ),
+    "ticket with no model beside it": (
+        ["sample", "@ticket.safetensors", "--out", "x"],
+        "not beside it --keep all tombola train TASK --ticket @ticket.safetensors",
+    ),
+    "compact of single weights": (
+        ["train", TASK, "--ticket", "@ticket.safetensors", "--compact"],
+        "prunes single weights --compact early-bird leave it out",
+    ),
+    "rebuild a model": (
+        ["verify", "@model.safetensors", "--rebuild"],
+        "tombola.model/1 tombola.ticket/1 tickets folder",
+    ),
+    "rebuild a ticket of a user's task": (
+        ["verify", "@ticket.safetensors", "--rebuild"],
+        "task TinyAE not built in --task path/to/file.py:Class",
     ),
     "unknown export format": (
         ["export", "@model.safetensors", "--to", "onx", "--task", TASK],
@@ -310,6 +348,10 @@ LATER = {
     "unreadable config in the folder": (
         ["find", TASK, *ARM, "--out", "@spoilt"],
         "config.json cannot be used another folder --out",
+    ),
+    "search into a script's folder": (
+        ["find", TASK, *ARM, "--out", "@scripted"],
+        "scripted holds a search around a training of your own tombola run another folder --out",
     ),
     "ticket of other data": (
         ["train", TASK, "--ticket", "@ticket.safetensors", "--data", "folder:@images", *PLACE],
@@ -458,6 +500,9 @@ def make_texts(root: Path) -> None:
     (root / "spoilt").mkdir()
     (root / "spoilt" / "config.json").write_text('{"config": {}}')
     (root / "spoilt" / ".lock").write_text("")
+    (root / "scripted").mkdir()
+    (root / "scripted" / "config.json").write_text('{"config": {"script": {"fixed": {}}}}')
+    (root / "scripted" / ".lock").write_text("")
 
 
 def make_files(root: Path) -> None:
@@ -505,7 +550,9 @@ def inputs(tmp_path_factory):
 
 def words_of(case, inputs):
     argv, words = case
-    return [word.replace("@", f"{inputs}/") for word in argv], words.split()
+    given, shown = ([word.replace("@", f"{inputs}/") for word in each] for each in
+                    (argv, words.split()))  # fmt: skip
+    return given, shown
 
 
 def everything(root):
@@ -522,7 +569,7 @@ def here(tmp_path, monkeypatch):
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(commands, "_DRIVERS", ())
+    monkeypatch.setattr(asked, "_DRIVERS", ())
     monkeypatch.setattr("tombola.data.checks.can_download", lambda: False)
     return place
 
@@ -555,9 +602,9 @@ def test_names_options_paths_and_headers_are_checked_before_torch_is_imported(in
     cases = {name: words_of(case, inputs)[0] for name, case in FIRST.items()}
     code = """
 import contextlib, io, json, sys
-from tombola import cli, commands
+from tombola import cli, words
 from tombola.data import checks
-commands._DRIVERS = ()
+words._DRIVERS = ()
 checks.can_download = lambda: False
 seen = {}
 for name, argv in json.loads(sys.stdin.read()).items():
@@ -605,6 +652,15 @@ def test_a_fault_of_ours_is_one_line_without_a_traceback(here, monkeypatch, caps
     monkeypatch.setenv("TOMBOLA_DEBUG", "1")
     with pytest.raises(RuntimeError):
         cli.main(["find", TASK])
+
+
+def test_only_what_is_written_alike_is_suggested(here, capsys):
+    """Half alike is another option: nobody means --seeds who asks train for --rounds."""
+    for argv in (["train", "vae", "--rounds", "3"], ["find", "--find"], ["find", "vae", "--n"]):
+        assert cli.main(argv) == 2
+        assert "did you mean" not in capsys.readouterr().err
+    assert cli.main(["train", "vae", "--sedes", "3"]) == 2
+    assert "did you mean --seeds? " in capsys.readouterr().err
 
 
 def test_there_are_enough_cases():

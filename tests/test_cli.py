@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 import in_process
 import tombola
 from tombola import cli, commands, config, dry_run, registry, sampling
+from tombola import words as asked
 from tombola.data.sources import load_images
 from tombola.engine import search
 
@@ -93,6 +95,33 @@ def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
     assert summary["primary"] == "reconstruction_error"
     assert "22.0/22.0 steps" in done.stderr  # 12 of the dense run, 10 of the ticket
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+LOUD = """
+import helpers
+print("said on import")
+class TinyAE(helpers.TinyAE):
+    def networks(self, shape):
+        print("said by networks")
+        return super().networks(shape)
+"""
+
+
+def test_what_a_users_code_prints_goes_to_stderr(found, tmp_path, quick_probe):
+    (tmp_path / "loud.py").write_text(LOUD)
+    task, model = f"{tmp_path}/loud.py:TinyAE", found / "models" / "dense-seed0-round00.safetensors"
+    for words in (
+        ["find", task, *ARM, "--dry-run", "--json", "--out", tmp_path / "out"],
+        ["train", task, "--steps", "3", *PLACE, "--json", "--out", tmp_path / "out"],
+        ["sample", model, "--task", task, "--n", "2", "--out", tmp_path / "made", "--json"],
+    ):
+        code, out, err = call(*words)
+        assert code == 0, err
+        assert isinstance(json.loads(out), dict)
+        assert "said by networks" in err
+    made = tmp_path / "made"
+    pictures = [str(made / f"0000{n}.png") for n in range(2)]
+    assert out == json.dumps({"grid": str(made / "grid.png"), "images": pictures}) + "\n"
 
 
 def test_find_ends_with_the_verdict_and_the_report(found):
@@ -272,7 +301,7 @@ def test_a_dry_run_counts_what_is_left(found, quick_probe):
 
 def config_of(*words):
     options = cli._parser()[0].parse_args(["find", "vae", *words])
-    return config.build(commands.tables_of(options))
+    return config.build(asked.tables_of(options))
 
 
 def test_flags_win_over_the_file_and_set_wins_over_flags(tmp_path):
@@ -287,6 +316,23 @@ def test_flags_win_over_the_file_and_set_wins_over_flags(tmp_path):
     assert made.task.options == {"width": 8}
     assert (config_of(*file, "--steps", "6").train.steps, made.train.epochs) == (6, 4.0)
     assert config_of(*file, "--steps", "6").train.epochs == 0.0
+
+
+def test_levels_by_rounds_win_over_those_of_a_file(tmp_path):
+    (tmp_path / "c.toml").write_text('[search]\nsparsity = ["0.5"]\n')
+    assert config_of("--config", str(tmp_path / "c.toml")).search.sparsity == ("0.5",)
+    assert config_of("--config", str(tmp_path / "c.toml"), "--rounds", "3").search.sparsity == ()
+
+
+def test_levels_are_asked_of_a_search_alone(tmp_path, quick_probe):
+    """By 20 rounds at 0.9 no weight of 1,536 is left, which matters to no dense training."""
+    rate = ["--set", "search.rate=0.9"]
+    assert "none of 1536" in call("find", TASK, *rate, "--dry-run")[2]
+    words = ["train", TASK, "--steps", "3", *rate, *PLACE, "--out", tmp_path / "out"]
+    code, out, err = call(*words, "--dry-run")
+    assert code == 0, err
+    assert "kept by level" not in out
+    assert call(*words)[0] == 0
 
 
 def test_words_of_options_that_make_lists():
@@ -364,6 +410,28 @@ def test_samples_of_an_autoencoder_are_reconstructions_of_judge_images(models, t
         assert np.array_equal(image, expected[number])
 
 
+def test_what_is_written_and_verified_is_told_as_one_json_object(found):
+    ticket = found / "tickets" / "seed0-round01.safetensors"
+    told = {}
+    for name, words in {
+        "verify": [ticket],
+        "report": [found],
+        "figure": [found, "--images", "4"],
+        "publish": [ticket, "hub:user/name", "--dry-run"],
+    }.items():
+        code, out, err = call(name, *words, "--json")
+        assert code == 0, err
+        told[name] = json.loads(out)
+        assert out.count("\n") == 1
+    assert told["verify"] == {
+        "file": str(ticket), "format": "tombola.ticket/1", "sound": True, "rebuilt": [],
+    }  # fmt: skip
+    assert told["report"] == {"report": str(found / "report.html")}
+    assert told["figure"] == {"figures": [str(found / f"figure.{end}") for end in ("png", "svg")]}
+    assert told["publish"].keys() == {"place", "url", "card", "paths"}
+    assert told["publish"]["url"] == ""
+
+
 def test_the_report_is_written_again_from_what_is_there(found):
     path = found / "report.html"
     before = path.read_text()
@@ -415,6 +483,26 @@ def test_later_rounds_of_a_diverged_chain_are_not_run_and_the_search_goes_on(tmp
     assert summary["runs"]["diverged"] == 4
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(event.get("event") == "diverged" for event in events) == 4
+
+
+def test_an_interrupt_during_the_imports_is_exit_130_and_silent():
+    code = """
+import builtins, runpy
+kept = builtins.__import__
+def interrupted(name, *rest, **named):
+    if name == "argparse":
+        raise KeyboardInterrupt
+    return kept(name, *rest, **named)
+builtins.__import__ = interrupted
+runpy.run_module("tombola", run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(tombola.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert scripts["project"]["scripts"] == {"tombola": "tombola.__main__:main"}
 
 
 def test_an_interrupt_is_exit_130_with_the_line_that_resumes(monkeypatch):

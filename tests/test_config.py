@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 import standins
 from tombola import config, values
 from tombola.config import Config, build
+from tombola.engine import earlier as earlier_call
 from tombola.engine import search
 from tombola.engine.local_pool import FIRST
 from tombola.engine.stages import STAGES
 from tombola.errors import ConfigError
+from tombola.metrics.rules import fixed_margins
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve
 from tombola.runs.plan import SCHEMA, Graph, Node
@@ -290,34 +293,154 @@ KEYS = [
     for field in dataclasses.fields(kind)
     if field.name not in ("options", "margins")
 ]
-FREE = {
-    "search.seeds",
-    "search.rounds",
-    "search.controls",
-    "search.method",
-    "search.rewind",
-    "prune.networks",
-    "prune.compress",
-    "train.precision",
-    "run.workers",
-    "run.keep",
+MORE = {
+    "search.seeds": 4,
+    "search.rounds": 21,
+    "search.controls": ["erk", "shuffle", "reinit"],
+    "search.method": ["one-shot", "imp"],
+    "search.rewind": ["0it", "10it"],
+    "search.sparsity": ["0.5", "0.6", "0.7"],
+    "prune.networks": ["encoder", "all"],
+    "prune.compress": ["0.5", "0.6"],
+    "train.precision": ["bf16", "fp32"],
+    "judge.validation_samples": 20,
+    "judge.features": "mine.py:features",
+    "judge.downstream": "resnet18",
+    "run.workers": 2,
+    "run.keep": "all",
 }
+"""What each value that may differ can become; from an empty one where that alone is free."""
+BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0}
+BOTH_WAYS = {"run.workers", "run.keep"}
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)
 def test_only_some_values_may_change_in_the_same_folder(section, key, tmp_path):
+    name = f"{section}.{key}"
     earlier = earlier_of()
+    value = earlier["config"][section][key] = BEFORE.get(name, earlier["config"][section][key])
     now = copy.deepcopy(earlier)
-    value = earlier["config"][section][key]
-    now["config"][section][key] = other(value)
-    if f"{section}.{key}" in FREE:
-        search.refuse_changes(earlier, now, tmp_path)
+    now["config"][section][key] = MORE.get(name, other(value))
+    if name == "judge.downstream":
+        now["resolved"]["classifier"] = {"source": "run", "network": "resnet18"}
+    if name not in MORE:
+        with pytest.raises(ConfigError) as caught:
+            earlier_call.refuse_changes(earlier, now, tmp_path)
+        told = str(caught.value)
+        assert f"({name} {value!r} -> {other(value)!r}); choose another" in told
+        assert str(tmp_path) in told
+        return
+    earlier_call.refuse_changes(earlier, now, tmp_path)
+    if name in BOTH_WAYS:
+        earlier_call.refuse_changes(now, earlier, tmp_path)
         return
     with pytest.raises(ConfigError) as caught:
-        search.refuse_changes(earlier, now, tmp_path)
-    told = str(caught.value)
-    assert f"({section}.{key} {value!r} -> {other(value)!r}); choose another" in told
-    assert str(tmp_path) in told
+        earlier_call.refuse_changes(now, earlier, tmp_path)
+    assert f"({name} {MORE[name]!r} -> {value!r} (" in str(caught.value)
+    assert "can only" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("search.sparsity", [], ["0.5"]),
+        ("search.sparsity", ["0.5", "0.7"], ["0.5", "0.6", "0.7"]),
+        ("search.sparsity", ["0.5"], ["0.4", "0.5"]),
+        ("search.method", ["imp"], ["one-shot"]),
+        ("prune.networks", ["all"], ["encoder"]),
+        ("judge.validation_samples", 20, 30),
+        ("judge.features", "a.py:f", "b.py:f"),
+    ],
+)
+def test_what_would_lose_or_change_what_is_there_is_refused(name, before, now, tmp_path):
+    section, key = name.split(".")
+    earlier, after = earlier_of(), earlier_of()
+    earlier["config"][section][key], after["config"][section][key] = before, now
+    with pytest.raises(ConfigError) as caught:
+        earlier_call.refuse_changes(earlier, after, tmp_path)
+    assert f"{name} {before!r} -> {now!r} (it can only" in str(caught.value)
+
+
+def test_controls_are_those_that_each_method_gets(tmp_path):
+    """A control that fits early-bird takes the place of all that it gets where none does."""
+    tables = {"search": {"method": ["imp", "early-bird"], "controls": ["reinit"]}}
+    earlier = earlier_of({"task": {"name": TASK}, "run": {"threads": 2}, **tables})
+    now = copy.deepcopy(earlier)
+    now["config"]["search"]["controls"] = ["reinit", "thin-parameters"]
+    with pytest.raises(ConfigError, match=r"search\.controls \['reinit'\] -> .*only gain values"):
+        earlier_call.refuse_changes(earlier, now, tmp_path)
+    now["config"]["search"]["controls"] = ["reinit", "thin-parameters", "thin-flops"]
+    now["config"]["search"]["controls"].append("random-channels")
+    earlier_call.refuse_changes(earlier, now, tmp_path)
+
+
+def test_a_classifier_may_be_added_and_is_then_the_same(tmp_path):
+    own, paper = {"source": "run"}, {"source": "run", "network": "resnet18"}
+    for before, after, refused in (
+        (None, own, False),
+        (own, own, False),
+        (own, paper, True),
+        (own, None, True),
+    ):
+        earlier, now = earlier_of(), earlier_of()
+        earlier["resolved"]["classifier"], now["resolved"]["classifier"] = before, after
+        now["config"]["judge"]["downstream"] = "judge"
+        if refused:
+            with pytest.raises(ConfigError, match=r"judge\.downstream 'auto' -> 'judge' \(it can"):
+                earlier_call.refuse_changes(earlier, now, tmp_path)
+        else:
+            earlier_call.refuse_changes(earlier, now, tmp_path)
+
+
+def test_a_margin_that_was_fixed_is_not_another_one_later(tmp_path):
+    earlier, now = earlier_of(), earlier_of()
+    now["resolved"]["margins"] = fixed_margins()
+    earlier_call.refuse_changes(earlier, now, tmp_path)  # an older version did not fix it
+    earlier["resolved"]["margins"] = {**fixed_margins(), "elbo": {"margin": 0.5}}
+    with pytest.raises(ConfigError, match=r"the margin of elbo 0\.5 -> 0\.01"):
+        earlier_call.refuse_changes(earlier, now, tmp_path)
+
+
+@pytest.mark.parametrize("before", [None, "search", "dense", "ticket:1", "search+transfer"])
+@pytest.mark.parametrize("after", ["search", "dense", "ticket:1", "compact:1", "search+transfer"])
+def test_another_kind_of_command_is_refused_unless_it_only_adds(before, after, tmp_path):
+    earlier, now = earlier_of(), earlier_of()
+    now["resolved"]["recipe"] = after
+    if before is not None:  # an older version did not record it
+        earlier["resolved"]["recipe"] = before
+    adds = {("dense", "search"), ("dense", "search+transfer"), ("search", "search+transfer")}
+    if before in (None, after) or (before, after) in adds:
+        earlier_call.refuse_changes(earlier, now, tmp_path)
+        return
+    words = f"(the kind of command {before!r} -> {after!r}); choose another folder"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        earlier_call.refuse_changes(earlier, now, tmp_path)
+
+
+def test_transfers_can_be_added_and_not_left_out(tmp_path):
+    def told(*targets):
+        routes = [
+            {"source": "vae", "target": t, "networks": f"generator<-vae.{t}"} for t in targets
+        ]
+        return {**earlier_of(), "transfer": {"routes": routes}}
+
+    earlier_call.refuse_changes(told("dcgan"), told("dcgan", "sngan"), tmp_path)
+    earlier_call.refuse_changes(earlier_of(), told("dcgan"), tmp_path)
+    words = r"\(the transfer from vae to dcgan is left out\); choose another folder"
+    with pytest.raises(ConfigError, match=words):
+        earlier_call.refuse_changes(told("dcgan", "sngan"), told("sngan"), tmp_path)
+
+
+def test_a_dense_training_knows_nothing_of_a_search(tmp_path):
+    earlier = earlier_of()
+    earlier["resolved"]["recipe"] = "dense"
+    tables = {"search": {"rounds": 2, "rate": "0.5", "seeds": 5}, "prune": {"exclude": ["last"]}}
+    now = earlier_of({"task": {"name": TASK}, "run": {"threads": 2, "device": "cpu"}, **tables})
+    now["resolved"]["recipe"] = "search"
+    earlier_call.refuse_changes(earlier, now, tmp_path)
+    now["config"]["search"]["seeds"] = 2
+    with pytest.raises(ConfigError, match=r"\(search\.seeds 3 -> 2 \(it can only grow\)\)"):
+        earlier_call.refuse_changes(earlier, now, tmp_path)
 
 
 def test_changed_images_options_and_margins_are_refused(tmp_path):
@@ -327,25 +450,25 @@ def test_changed_images_options_and_margins_are_refused(tmp_path):
     ):
         now = earlier_of({**tables, "run": {"threads": 2, "device": "cpu"}})
         with pytest.raises(ConfigError, match=words):
-            search.refuse_changes(earlier_of(), now, tmp_path)
+            earlier_call.refuse_changes(earlier_of(), now, tmp_path)
     with pytest.raises(ConfigError, match="the images of the data source"):
-        search.refuse_changes(earlier_of(), earlier_of(data="e" * 64), tmp_path)
+        earlier_call.refuse_changes(earlier_of(), earlier_of(data="e" * 64), tmp_path)
 
 
 def test_what_the_machine_decided_stays_unless_asked_otherwise():
     earlier = earlier_of()
-    assert search.inherit(build({}), None) == build({})
-    same = search.inherit(build({"search": {"rounds": 2}}), earlier)
+    assert earlier_call.inherit(build({}), None) == build({})
+    same = earlier_call.inherit(build({"search": {"rounds": 2}}), earlier)
     assert (same.run.threads, same.run.device, same.search.rounds) == (2, "cpu", 2)
-    asked = search.inherit(build({"run": {"threads": 1, "device": "cuda"}}), earlier)
+    asked = earlier_call.inherit(build({"run": {"threads": 1, "device": "cuda"}}), earlier)
     assert (asked.run.threads, asked.run.device) == (1, "cuda")
 
 
 def test_an_earlier_config_is_read_or_refused(tmp_path):
-    assert search.read_earlier(tmp_path) is None
+    assert earlier_call.read_earlier(tmp_path) is None
     path = tmp_path / "config.json"
     path.write_text(json.dumps(earlier_of()))
-    assert search.read_earlier(tmp_path) == earlier_of()
+    assert earlier_call.read_earlier(tmp_path) == earlier_of()
     lacking = earlier_of()
     del lacking["resolved"]["data_sha256"]
     unknown = earlier_of()
@@ -353,7 +476,7 @@ def test_an_earlier_config_is_read_or_refused(tmp_path):
     for text in ("{", "[]", "3", "{}", json.dumps(lacking), json.dumps(unknown)):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.json of an earlier call cannot be used"):
-            search.read_earlier(tmp_path)
+            earlier_call.read_earlier(tmp_path)
 
 
 def test_a_refused_search_takes_away_what_it_made_and_nothing_else(tmp_path):

@@ -555,10 +555,13 @@ def test_the_default_folder_is_named_after_the_function(tmp_path, monkeypatch):
         while True:
             optimizer.step()
 
-    result = tombola.draw(my_training, net, **{**SMALL, "rounds": 1})
+    pictures = torch.zeros(3, 1, 4, 6)
+    result = tombola.draw(my_training, net, sample=lambda: pictures, **{**SMALL, "rounds": 1})
     assert str(result.out) == "runs/my_training-imp"
     config = json.loads((result.out / "config.json").read_text())
     assert config["resolved"]["task"] == "my_training"
+    assert config["resolved"]["shape"] == [1, 4, 6]
+    assert config["config"]["run"] == {"device": "cpu", "threads": torch.get_num_threads()}
 
 
 def test_levels_may_be_given_outright(tmp_path):

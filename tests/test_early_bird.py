@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,19 +14,23 @@ import torch
 import in_process
 import tombola
 from helpers import WideGAN, same
-from tombola.engine import early_bird, loop
+from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
 from tombola.engine.early_bird import packed, unpacked
 from tombola.engine.starts import trainer_of
-from tombola.errors import ConfigError, TicketError
+from tombola.errors import ConfigError
 from tombola.runs.plan import Node
+from tombola.runs.results import read_costs
 from tombola.runs.store import Store
+from tombola.sparsity.compact import Channels
 from tombola.sparsity.earlybird import Watch
+from tombola.sparsity.tickets import read_manifest
 from tombola.training.checkpoint import load_state
 from tombola.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 TASK = f"{HERE / 'toy_task.py'}:WideGAN"
+NORM_FREE = f"{HERE / 'toy_task.py'}:NormFree"
 SHARES = ("0.3", "0.6")
 STEPS = 60
 DRAW, FOUND = 2, 10
@@ -45,7 +50,7 @@ def find(out, monkeypatch, **options):
         "settings": {"prune": prune, "judge": {"samples": 100, "validation_samples": 20}},
     }
     with in_process.Restored():
-        return tombola.find(TASK, out=out, **{**small, **options})
+        return tombola.find(options.pop("task", TASK), out=out, **{**small, **options})
 
 
 def records(out, kind):
@@ -295,6 +300,35 @@ def test_cut_off_before_at_and_after_the_cut_ends_at_the_same_bytes(
     assert watches[0] == watches[1]
 
 
+@pytest.mark.parametrize("at", [FIRST, 37, STEPS - 1])
+def test_cut_off_within_the_smaller_networks_training_ends_at_the_same_bytes(
+    whole, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    dense = sum(
+        p.numel() for net in WideGAN().networks((1, 8, 8)).values() for p in net.parameters()
+    )
+    advance, off, begun = Trainer.advance, [], []
+
+    def failing(self):
+        if sum(p.numel() for net in self.networks.values() for p in net.parameters()) < dense:
+            begun.append(self.step)
+            if self.step == at and not off:
+                off.append(at)
+                raise CutOffError
+        advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", failing)
+    with pytest.raises(CutOffError):
+        find(tmp_path / "out", monkeypatch, **LATE)
+    assert (off, begun[-1]) == ([at], at)
+    begun.clear()
+    again = find(tmp_path / "out", monkeypatch, **LATE)
+    # It went on where it was, and did not begin with the cut again.
+    assert begun[0] == at
+    assert (again.out / "results.csv").read_bytes() == (whole.out / "results.csv").read_bytes()
+
+
 def test_not_found_after_half_the_steps_the_cut_is_forced(tmp_path, monkeypatch):
     result = find(
         tmp_path / "out", monkeypatch, compress="0.5", controls="none", set_prune={"delta": 1e-6}
@@ -304,6 +338,138 @@ def test_not_found_after_half_the_steps_the_cut_is_forced(tmp_path, monkeypatch)
     (cut,) = records(result.out, "cut")
     assert (cut["from_step"], cut["forced"]) == (STEPS // 2, True)
     assert {row.arm for row in result.rows} == {"dense", "compact"}
+
+
+def test_without_scales_a_network_is_ranked_alone_and_the_counts_are_exact(tmp_path, monkeypatch):
+    controls = "thin-flops"
+    asked = {"compress": "0.6", "controls": controls}
+    result = find(tmp_path / "out", monkeypatch, task=NORM_FREE, **asked)
+    (watch,), (cut,) = records(result.out, "watch"), records(result.out, "cut")
+    assert watch["by_scale"] == ["generator"]
+    assert watch["channels"] == {
+        "generator.2": 16,
+        "generator.5": 8,
+        "discriminator.0": 8,
+        "discriminator.2": 16,
+    }
+    kept = defaultdict(int)
+    for name, (_, left) in cut["widths"].items():
+        kept[name.partition(".")[0]] += left
+    # floor(24 * 0.4 + 1/2) of each, where one pool of 48 would keep 19.
+    assert kept == {"generator": 10, "discriminator": 10}
+    words = " ".join((result.out / "report.html").read_text().split())
+    assert "Each network ranks its own channels." in words
+    assert "in one pool" not in words
+    assert "within their own network: discriminator, which has no normalisation layer" in words
+    (thin,) = records(result.out, "thin")
+    told = result.summary["early_bird"]["early-bird-all-c0.6"]["seeds"]["0"]["thin_flops"]
+    assert told == {name: part["ratio"] for name, part in thin["plan"].items()}
+    assert told.keys() == {"generator", "discriminator"}
+
+
+@pytest.mark.parametrize(
+    ("task", "prune", "kept"),
+    [
+        (TASK, {}, (16, 6, 1, 1)),
+        # Half of each network's own 24: one of each layer, ten more from the front.
+        (TASK, {"settle": "apart"}, (11, 1, 8, 4)),
+        (NORM_FREE, {}, (11, 1, 8, 4)),
+        (TASK, {"floor": 3}, (15, 3, 3, 3)),
+    ],
+    ids=["pooled", "apart", "filter norms", "floor"],
+)
+def test_a_forced_cut_of_tied_scores_is_by_position_in_the_same_pools(
+    tmp_path, monkeypatch, task, prune, kept
+):
+    def tied(self, networks):
+        return {group.name: torch.ones(group.n) for group in self.groups}
+
+    monkeypatch.setattr(Channels, "scores", tied)
+    asked = {"compress": "0.5", "controls": "none", "set_prune": prune}
+    result = find(tmp_path / "out", monkeypatch, task=task, **asked)
+    (watch,), (cut,) = records(result.out, "watch"), records(result.out, "cut")
+    assert watch["watches"]["0.5"]["steps"] == []
+    assert cut["forced"]
+    # By name, the critic's layers come first; by position the generator's do.
+    lefts = tuple(left for _, left in cut["widths"].values())
+    assert (*lefts[2:], *lefts[:2]) == kept
+    for path in (result.out / "store").glob("*/ticket.safetensors"):
+        for mask in tombola.load(path).masks.values():
+            rows = mask.flatten(1).all(1) if mask.dim() > 1 else mask
+            assert rows.sort(descending=True).values.equal(rows)
+    # The comparison with the end of training has the same ties, and settles them likewise.
+    (shared,) = records(result.out, "overlap")
+    assert {share for share, _ in shared["overlap"].values()} == {1.0}
+
+
+def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
+    tmp_path, monkeypatch
+):
+    from tombola import api, dry_run
+    from tombola.config import build
+
+    # Draws at 2, 4, ... of which half of the steps has to hold five.
+    tables = {
+        "task": {"name": TASK},
+        "data": {"name": "digits"},
+        "train": {"steps": 12},
+        "search": {"method": "early-bird", "controls": "none", "seeds": 1},
+        "judge": {"samples": 100, "validation_samples": 20},
+        "run": {"workers": 1, "threads": 1},
+    }
+
+    def notes(**train):
+        config = build({**tables, "train": train})
+        request = api.find_request(config, None, tmp_path / "out", "x")
+        found = dry_run.describe(request)[1]
+        return [line for line in found if line.startswith("early-bird: ")]
+
+    # An epoch has 5 steps: 54 / 25.
+    said = (
+        "early-bird: only 3 of the 5 masks that the rule compares can be drawn by step 6, half of "
+        "the training, where the cut is forced then; give --epochs of at least {} (or --steps 20)"
+    )
+    (line,) = notes(steps=12)
+    number = re.search(r"at least ([\d.]+) ", line)[1]
+    assert line == said.format(number)
+    # What is advised is enough, and the least that is.
+    assert notes(epochs=float(number)) == notes(steps=20) == []
+    assert notes(epochs=round(float(number) - 0.01, 2)) != []
+    assert notes(steps=19) != []
+
+    heard = []
+    monkeypatch.setattr(search.Progress, "note", lambda self, text: heard.append(text))
+    result = find(tmp_path / "found", monkeypatch, compress="0.5", controls="none", steps=12)
+    assert heard == [line]
+    words = " ".join((result.out / "report.html").read_text().split())
+    assert (
+        "Too few masks were drawn to judge whether the channels had settled: 3 of the five" in words
+    )
+    assert "The channels had not settled" not in words
+
+
+def test_masks_drawn_too_far_apart_may_be_drawn_nearer(tmp_path):
+    from tombola import api
+    from tombola.config import build
+    from tombola.engine.search import prepare
+    from tombola.recipes.chain import few_draws
+
+    def note(draw_epochs, steps):
+        tables = {
+            "task": {"name": TASK},
+            "data": {"name": "digits"},
+            "train": {"steps": steps},
+            "search": {"method": "early-bird"},
+            "prune": {"draw_epochs": draw_epochs},
+        }
+        request = api.find_request(build(tables), None, tmp_path / "out", "x")
+        return few_draws(prepare(request)[0])
+
+    found = note(1.0, 30)
+    nearer = float(re.search(r"or --set prune\.draw_epochs=([\d.]+)$", found)[1])
+    assert note(nearer, 30) == ""
+    assert note(round(nearer + 0.01, 2), 30) != ""
+    assert "draw_epochs" not in note(1.0, 12)
 
 
 def test_pressure_on_the_scales_shrinks_them_and_the_watch_alone(tmp_path, monkeypatch):
@@ -413,6 +579,28 @@ def test_a_dry_run_tells_of_channels_and_not_of_levels(tmp_path):
     assert "watch: 3 runs" in notes
 
 
+def costs_as_found(out, found, compact):
+    """The row and the files of a ticket that was trained again say what those of find say."""
+    (row,) = read_costs(out / "costs.csv")
+    same = {(r.arm, r.compress): r for r in read_costs(found / "costs.csv")}
+    small, dense = same["compact", 0.6], same["dense", 0.6]
+    like = small if compact else dense
+    assert (row.parameters, row.macs_per_sample) == (like.parameters, like.macs_per_sample)
+    assert row.nonzero_parameters == small.parameters == small.nonzero_parameters
+    share = (STEPS - FOUND) / STEPS
+    assert row.train_flops == (small.train_flops if compact else share * dense.train_flops)
+    assert row.rewind_steps is small.rewind_steps is None
+    assert row.sparsity_all == small.sparsity_all
+    models = found / "models" / "early-bird-all-c0.6"
+    told = read_manifest(models / "compact-seed0-round01.safetensors")
+    ticket = read_manifest(out / "tickets" / "seed0-round01.safetensors")
+    model = read_manifest(next((out / "models").glob("*.safetensors")))
+    for key in ("widths", "inputs", "rewind_step", "granularity", "sparsity"):
+        assert model[key] == ticket[key] == told[key] is not None
+    if compact:
+        assert model["cost"] == told["cost"]
+
+
 def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
     from tombola import api
     from tombola.tickets_config import ticket_config
@@ -434,10 +622,14 @@ def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
             round(tombola.load(path).manifest["sparsity"], 6)
         }
         values[compact] = {r.metric: r.value for r in rows}
+        costs_as_found(result.out, found.out, compact)
     # The same training in exact arithmetic; in float32 sums run in another order.
     (metric,) = {name for name in values[True] if name.startswith("fcd-")}
     assert values[True][metric] == pytest.approx(values[False][metric], rel=1e-2)
-    other = dict(tombola.load(path).manifest, granularity="weight")
-    monkeypatch.setattr(api, "read_manifest", lambda _: other)
-    with pytest.raises(TicketError, match="--compact takes a ticket of method early-bird"):
-        api.train_request(config, None, tmp_path / "c", "x", path, compact=True)
+
+
+def test_a_note_is_a_line_on_stderr(capfd):
+    from tombola.bar import Bar
+
+    Bar().note("too few masks")
+    assert capfd.readouterr() == ("", "note: too few masks\n")

@@ -27,8 +27,12 @@ from tombola.exported.graph import Graph
 from tombola.exported.run import network_of
 from tombola.registry import TASKS, file_sha256
 from tombola.runtime import rng
+from tombola.sparsity.compact import Channels
+from tombola.sparsity.container import read_manifest
+from tombola.sparsity.cutting import shrink
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.tickets import Ticket, save_model, save_ticket
+from tombola.training.scoring import inputs_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -213,6 +217,43 @@ def test_samples_are_those_of_the_model_file(name, to, models, export, call, tmp
     assert np.abs(a[0] - pictures(tmp_path / "c")[0]).max() > 10
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIXES)
+@pytest.mark.parametrize("name", ["dcgan", "resnet-dcgan", "vae"])
+def test_a_smaller_network_is_exported_at_its_own_size(name, to, models, call, tmp_path):
+    """As a search saves the model of a ticket of channels: the file says the sizes."""
+    networks = tombola.load_model(models[name])
+    task = TASKS.load(name)(**OPTIONS[name])
+    role = "generator" if "generator" in networks else "decoder"
+    whole = sum(p.numel() for p in networks[role].parameters())
+    inputs = inputs_of(task, networks, task.image_shape(1))
+    channels = Channels.of(networks, inputs, [role])
+    kept = {group.name: torch.arange(group.n) > 0 for group in channels.groups}
+    shrink(networks, channels.cut(kept))
+    path = tmp_path / "small.safetensors"
+    weights = {f"{n}.{k}": v for n, each in networks.items() for k, v in plain_state(each).items()}
+    save_model(path, weights, {**read_manifest(models[name]), "granularity": "channel"})
+    network = tombola.load_model(path)[role]
+    assert sum(p.numel() for p in network.parameters()) < whole
+
+    code, _, err = call("export", path, "--to", to)
+    assert code == 0, err
+    made = path.with_suffix(SUFFIXES[to])
+    for reader in (foreign(made), network_of(files.read(made))):
+        for n in (1, 5):
+            latents = torch.randn(n, task.latent, generator=rng(n, "test"))
+            with torch.no_grad():
+                expected = network(latents)
+            assert torch.allclose(reader(latents), expected, rtol=0, atol=1e-4)
+            assert expected.std() > 0.02
+    for folder, file in (("a", path), ("b", made)):
+        code, _, err = call("sample", file, "--n", "2", "--out", tmp_path / folder, "--seed", "1")
+        assert code == 0, err
+    a, b = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert len(a) == 2
+    assert max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) <= 1
+
+
 def test_many_samples_are_made_in_parts_to_the_same_images(export, call, tmp_path, monkeypatch):
     path = export("vae", "onnx").path
     call("sample", path, "--n", "7", "--out", tmp_path / "a")
@@ -388,7 +429,7 @@ REFUSED = {
     "no name": ([".", "--to", "onnx"], "not a regular file"),
     "ticket": (
         ["@ticket.safetensors", "--to", "onnx"],
-        "tombola.ticket/1 models/<arm>-seed<S>-round<RR>.safetensors",
+        "tombola.ticket/1 not beside it a run's models folder",
     ),
     "flipped": (["@flipped.safetensors", "--to", "onnx"], "checksum damaged get the file again"),
     "exported": (["@vae.pt2", "--to", "onnx"], "zip never opened"),

@@ -16,6 +16,7 @@ from tombola.report.curves import searches_of
 from tombola.report.families import families_of
 from tombola.report.figure import write_figure
 from tombola.report.folder import read_folder
+from tombola.report.page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,38 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
         write_figure(out)
     with pytest.raises(ConfigError, match="is no directory"):
         write_figure(tmp_path / "nowhere")
+
+
+def test_a_level_that_no_row_is_of_is_left_out(tmp_path):
+    """As an earlier search with more levels leaves its pictures in the folder."""
+    out = standin.write_run(tmp_path / "out", seeds=1, rounds=3)
+    old = out / "samples" / "ticket-round09.png"
+    old.write_bytes((out / "samples" / "ticket-round03.png").read_bytes())
+    heads, _, _ = shown(grid(out).draw([]))
+    assert heads == ["test images", "dense", "20.0%", "36.0%", "48.8%"]
+    assert shown(grid(out).draw([0.99]))[0][2:] == ["48.8%"]
+    assert "round 9" not in write_report(out).read_text()
+
+
+def test_a_folder_without_a_search_has_no_figure(tmp_path):
+    out = standin.write_run(tmp_path / "out", seeds=1, rounds=2)
+    lines = (out / "results.csv").read_text().splitlines()
+    dense = [line for line in lines[1:] if ",dense," in line]
+    (out / "results.csv").write_text("\n".join([lines[0], *dense, ""]))
+    with pytest.raises(ConfigError, match=r"holds dense trainings and no search.*tombola find"):
+        write_figure(out)
+
+
+def test_images_may_be_wider_than_high_and_fewer_than_a_cell_has_room_for(tmp_path):
+    out = standin.write_run(tmp_path / "out", seeds=1, rounds=1)
+    config = json.loads((out / "config.json").read_text())
+    config["resolved"]["shape"] = [1, 4, 6]
+    (out / "config.json").write_text(json.dumps(config))
+    sheet = np.arange(4 * 48, dtype=np.uint8).reshape(4, 48)
+    for path in (out / "samples").glob("*-round01.png"):
+        Image.fromarray(sheet).save(path)
+    made = grid(out, images=None)
+    cell = made.first_images(out / "samples" / "ticket-round01.png")
+    assert (made.images, cell.shape) == (8, (8, 24, 3))
+    assert (cell[:4, :, 0] == sheet[:, :24]).all()
+    assert (cell[4:, :, 0] == sheet[:, 24:]).all()

@@ -114,7 +114,7 @@ def test_every_command_that_takes_a_file_takes_one_from_the_hub(
     code, _, error = run(capsys, "train", "dcgan", "--ticket", "hub:a/both", "--dry-run")
     assert (code, "was found on other images" in error) == (2, True)  # it was read
     code, _, error = run(capsys, "export", "hub:a/both", "--to", "onnx")
-    assert (code, "take the trained model beside it" in error) == (2, True)
+    assert (code, "its trained model is not beside it" in error) == (2, True)
     made = tombola.load_model("hub:a/model")
     assert list(made) == ["generator", "discriminator"]
 

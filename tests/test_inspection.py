@@ -37,6 +37,29 @@ def test_describe_counts_the_bits_and_names_collapsed_layers(tmp_path):
     json.dumps(info)
 
 
+def test_tables_of_a_manifest_are_lines_and_no_code_of_ours(tmp_path):
+    manifest = {
+        "scores": {"fcd-digits-0a1b": 1.23456789, "bad\x1b[31m": None},
+        "cost": {"train_flops": 123456},
+        "created_with": {"torch": "2.0"},
+        "parents": {},
+        "networks": ["g"],
+    }
+    tickets.save_ticket(tmp_path / "t", Ticket({}, {"g.w": torch.ones(2)}, manifest))
+    lines = inspection.describe_text(inspection.describe(tmp_path / "t")).splitlines()
+    assert lines[3:] == [
+        "  networks:     g",
+        "  parents:      none",
+        "  scores:",
+        "    bad\\x1b[31m:     not known",
+        "    fcd-digits-0a1b: 1.23457",
+        "  cost:",
+        "    train_flops: 123,456",
+        "  created with:",
+        "    torch: 2.0",
+    ]
+
+
 def test_describe_reads_models_and_checkpoints(tmp_path):
     weights = {"g.a": torch.tensor([[1.0, 0.0, 2.0]]), "g.b": torch.ones(4)}
     tickets.save_model(tmp_path / "m", weights, {"networks": ["g"]})

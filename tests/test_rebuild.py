@@ -12,7 +12,7 @@ import torch
 import in_process
 from tombola import api, cli, config, rebuilding
 from tombola.engine import search
-from tombola.engine.output import versions
+from tombola.engine.surroundings import versions
 from tombola.errors import ConfigError, TicketError
 from tombola.rebuilding import compare, rebuild
 from tombola.sparsity import tickets

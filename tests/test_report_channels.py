@@ -14,6 +14,7 @@ import pytest
 
 import report_standin as standin
 from tombola.metrics.statistics import SearchKey, arm_name, summarise
+from tombola.recipes.thin import NEAR
 from tombola.report import channels, plots, settling
 from tombola.report.costs import costs_of
 from tombola.report.curves import curves_of, key_of, label_of, level_of
@@ -180,6 +181,24 @@ def test_else_the_most_compressed_that_matches_and_else_what_is_not_worse() -> N
     assert over_compress([]) == {}
 
 
+@pytest.mark.parametrize(
+    ("compact", "thin", "said"),
+    [
+        ((1.5, 1.6), (1.0, 1.0), "thin-flops (at 50.0% and 80.0%) does"),
+        ((1.5, 1.6), (1.5, 9.0), "thin-flops (at 50.0%) does"),
+        ((1.1, 1.1), (1.1, 1.1), "thin-flops (at 50.0% and 80.0%) does"),
+        ((1.3, 1.01), (1.2, 2.0), "thin-flops (at 50.0%) does"),
+        ((1.5, 1.6), (9.0, 9.0), ""),
+    ],
+    ids=["better", "equal once", "undecided", "beside a win", "worse"],
+)
+def test_a_thin_network_that_does_as_well_is_named_whatever_the_state(compact, thin, said) -> None:
+    sentence = told(judged(compact=compact, **WORSE | {"thin_flops": thin}))["sentence"]
+    ending = f" In the mean {said} as well or better: train the thin network."
+    assert sentence.endswith(ending if said else "no ticket wins.")
+    assert ("train the thin network" in sentence) == bool(said)
+
+
 def test_a_verdict_that_was_withdrawn_keeps_its_own_words() -> None:
     arms = summed(judged(compact=(1.01, 1.02), **WORSE))["arms"]
     gate = {"state": "undecided", "reason": "judge failed its gate", "sentence": "No verdict on"}
@@ -250,25 +269,62 @@ def test_words_say_the_rule_and_what_was_not_by_the_rule() -> None:
         "Rule paper: a network has settled at the first draw whose mask differs"
     )
     assert "in less than 0.1 of its channels" in first
-    assert "one pool" in pool
+    # Without scales the discriminator competes with nobody, which leaves the generator alone.
+    assert pool == "Each network ranks its own channels."
     assert "not that the order is worth anything" in warning
     first, pool, _ = channels.rule_words(watched(rule="corrected", settle="apart", delta=0.25))
     assert "by less than 0.25 of what two random masks of as many channels would show" in first
     assert pool == "Each network ranks its own channels."
+    both = ["discriminator", "generator"]
+    _, pool, _ = channels.rule_words(watched(by_scale=both))
+    assert pool == "The channels of all pruned networks are ranked in one pool."
+    third = replace(watched().seeds[0], kept={"critic": (1, 2), **watched().seeds[0].kept})
+    _, pool, _ = channels.rule_words(replace(watched(by_scale=both), seeds=[third]))
+    assert pool == "The channels of discriminator and generator are ranked in one pool."
     said = channels.forced_words([watched()], [EARLY, MORE])
     assert said.startswith(
         "Forced: compress 0.8 (seed 2). The channels had not settled by step 3,75"
     )
     assert channels.forced_words([replace(watched(), seeds=watched().seeds[:2])], [MORE]) == ""
+    (last,) = watched().forced
+    few = [replace(last, seed=str(n), largest={}, draws=n) for n in (1, 3)]
+    said = channels.forced_words([replace(watched(), seeds=few)], [MORE])
+    assert said == (
+        "Forced: early-bird (seeds 1, 3). Too few masks were drawn to judge whether the channels "
+        "had settled: 1 or 3 of the five that the rule compares, by step 3,750, half of the "
+        "training. The channels were cut as they then were; a longer training (--epochs) draws "
+        "more masks. That is no early-bird ticket, only a cut at half time."
+    )
+    both = [watched(), replace(watched(), seeds=[replace(few[0], draws=0)])]
+    said = channels.forced_words(both, [EARLY, MORE])
+    assert "Forced: compress 0.8 (seed 2). The channels had not settled" in said
+    assert "Forced: compress 0.8 (seed 1). Too few" in said
+    assert "settled: none of the five" in said
+    assert said.count("That is no early-bird ticket") == 1
     assert channels.norm_words([watched()]) == (
-        "Ranked by the norms of their filters, among themselves: discriminator, which has no "
-        "normalisation layer whose scales could be read."
+        "Ranked by the norms of their filters, within their own network: discriminator, which has "
+        "no normalisation layer whose scales could be read."
     )
     assert channels.norm_words([watched(by_scale=["discriminator", "generator"])]) == ""
     left = channels.left_table([watched(left={"g.1": "it makes the output"})])
     assert left is not None
     assert left.rows == (("g.1", "it makes the output"),)
     assert channels.left_table([watched(left={})]) is None
+
+
+def test_thin_networks_that_are_too_far_from_their_work_are_said() -> None:
+    assert channels.NEAR == NEAR
+    seed = watched().seeds[0]
+    near = replace(seed, thin_flops={"generator": 1.02, "discriminator": 0.981})
+    assert channels.thin_words([replace(watched(), seeds=[near])]) == ""
+    far = replace(seed, thin_flops={"generator": 1.034, "discriminator": 0.97})
+    farther = replace(seed, thin_flops={"generator": 0.951, "discriminator": 1.0})
+    half = replace(watched(), search=EARLY, seeds=[farther])
+    assert channels.thin_words([replace(watched(), seeds=[near, far]), half]) == (
+        "thin-flops is not within 2% of the multiply-adds of every smaller network, as whole "
+        "channels come no nearer; furthest off by network and compress: discriminator 97.0% at "
+        "0.8, generator 95.1% at 0.5."
+    )
 
 
 def drawn_texts(svg: str) -> list[str]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import in_process
 import tombola
 from tombola import cli
+from tombola.engine.surroundings import git_commit
 from tombola.loops import attaching, orders
 
 HERE = Path(__file__).parent
@@ -310,7 +312,50 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(here, capsys):
     told = capsys.readouterr().out
     assert "3 trainings of python" in told
     assert "sparsity by round: 30.0%, 60.0%" in told
+    assert "time and disk are not known before the first training" in told
+    assert "sd = 0.5 of the margin: " in told
     assert not (here / "out").exists()
+    assert run("--sparsity 0.3 --dry-run --json --out out", here / "tiny.py") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    found = json.loads(printed)
+    assert found["config"]["search"]["sparsity"] == ["0.3"]
+    assert found["config"]["script"] == {"words": ["python", str(here / "tiny.py")]}
+    assert "4 trainings of python" in found["notes"][0]
+
+
+def test_a_dry_run_knows_from_the_trainings_that_are_there_what_is_left(here, capsys):
+    script = tiny(here)
+    words = "--rate 0.5 --rewind 2it --controls none --out out"
+    assert run(f"{words} --rounds 1", script) == 0
+    capsys.readouterr()
+    assert run(f"{words} --rounds 3 --dry-run", script) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert {"#   dense: 1 trainings, 1 of them done", "#   ticket: 3 trainings, 1 of them done"} < {
+        *told
+    }
+    assert any(line.startswith("# left: 2 trainings, one after another: about") for line in told)
+    # Two trainings of 144 parameters of 4 bytes, each as it began and as it ended.
+    assert f"# disk: about {2 * 2 * 144 * 4 / 1e6:.3g} MB at most" in told
+
+
+def test_the_folder_of_a_script_says_where_it_was_made_and_has_its_figure(here, capsys):
+    script = tiny(here, attach=ATTACH[:-1] + ", sample=lambda: net(data).view(16, 1, 2, 4))")
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    assert run(words, script) == 0
+    config = json.loads((here / "out" / "config.json").read_text())
+    assert config["config"]["run"] == {"device": "cpu", "threads": torch.get_num_threads()}
+    assert config["resolved"]["shape"] == [1, 2, 4]
+    assert config["git_commit"] == git_commit()
+    assert cli.main(["figure", "out"]) == 0
+    with Image.open(here / "out" / "figure.png") as picture:
+        assert picture.size[0] > 100
+    # The images are looked at; nobody made any here.
+    assert run(words.replace("--out out", "--out blind"), tiny(here, "blind.py")) == 0
+    assert json.loads((here / "blind" / "config.json").read_text())["resolved"]["shape"] is None
+    capsys.readouterr()
+    assert cli.main(["figure", "blind"]) == 2
+    assert "has no pictures of tickets" in said(capsys)
 
 
 def test_levels_may_be_given_outright(here):

@@ -61,9 +61,11 @@ def row(arm, seed, number, value, metric=METRIC, **changes):
 def search(ticket, reinit=None, shuffle=None, seeds=3, metric=METRIC, base=1.0, sign=1.0):
     """Rows of a search: dense ``base``; per level the mean loss of each arm, with small noise.
 
-    The noise of ticket and control differ, so that pairs do not cancel it.
+    The noise of ticket and control differ, so that pairs do not cancel it. Without word of it
+    shuffle is as reinit.
     """
     noise = NOISE[seeds]
+    shuffle = reinit if shuffle is None else shuffle
     rows = [row("dense", s, 0, base, metric) for s in range(seeds)]
     for arm, means, flip in (
         ("ticket", ticket, 1),
@@ -283,7 +285,7 @@ def test_margin_is_open_on_both_sides():
 
 def test_higher_is_better_and_the_dense_mean_may_be_negative():
     rows = search([0.0, 20.0], [30.0, 30.0], seeds=3, metric="elbo", base=-100.0, sign=-1.0)
-    result = verdict(rows, "elbo", controls=["reinit"])
+    result = verdict(rows, "elbo")
     assert result["margin"] == pytest.approx(1.0)
     assert result["dense_mean"] == pytest.approx(-100.0)
     assert [level["state"] for level in result["levels"]] == ["matches", "worse"]
@@ -296,6 +298,28 @@ def test_margin_is_a_share_of_the_absolute_mean():
     result = verdict(rows, "is")
     assert (result["margin"], result["dense_mean"]) == (pytest.approx(0.4), pytest.approx(8.0))
     assert (result["state"], result["bracket"]) == ("wins", [0.2, 0.36])
+
+
+def test_the_margins_that_are_fixed_are_those_of_the_table():
+    fixed = rules.fixed_margins({"fcd": 0.05, "fcd-mnist-0123abcd": 0.2})
+    told = {name: (rule["margin"], rule["share"], rule["better"]) for name, rule in fixed.items()}
+    outright = {
+        **dict.fromkeys(("precision", "recall", "density", "coverage"), (0.02, False, "higher")),
+        "accuracy": (0.01, False, "higher"),
+    }
+    expected = outright | {
+        "reconstruction_error": (0.05, True, "lower"),
+        "elbo": (0.01, True, "higher"),
+        "fid": (0.1, True, "lower"),
+        "fcd": (0.05, True, "lower"),
+        "fcd-mnist-0123abcd": (0.2, True, "lower"),
+        "kid": (0.1, True, "lower"),
+        "kcd": (0.1, True, "lower"),
+        "is": (0.05, True, "higher"),
+        "cs": (0.05, True, "higher"),
+    }
+    assert {name: told[name] for name in expected} == expected
+    assert rules.fixed_margins()["fcd"]["margin"] == 0.1
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -409,7 +433,7 @@ def test_a_control_neither_worse_nor_matching_is_undecided():
     rows = search([0.0], [0.2], seeds=3)
     rows = [r for r in rows if r.arm != "reinit"]
     rows += [row("reinit", s, 1, 1.0 + d) for s, d in enumerate((0.0, 0.1, 0.5))]
-    result = verdict(rows, METRIC, controls=["reinit"])
+    result = verdict(rows, METRIC)
     assert (result["state"], result["reason"]) == ("undecided", "controls undecided")
     assert result["controls"]["reinit"]["state"] == "undecided"
     assert "3 seeds cannot say whether reinit would do as well" in result["sentence"]
@@ -435,7 +459,8 @@ def test_holm_takes_a_win_away():
             for s, e in enumerate(NOISE[3]):
                 common = {"sparsity": k / 10, "sparsity_all": k / 10, "metric": METRIC}
                 out.append(row("ticket", s, 1, 1.0 + e, **common | {"round": k}))
-                out.append(row("reinit", s, 1, 1.1 - e, **common | {"round": k}))
+                for control in ("reinit", "shuffle"):
+                    out.append(row(control, s, 1, 1.1 - e, **common | {"round": k}))
         return out
 
     assert verdict(rows(1), METRIC, margin=0.04)["state"] == "wins"
@@ -462,14 +487,15 @@ def test_other_controls_alone_do_not_make_a_win():
 
 def test_other_controls_do_not_take_a_win_away():
     rows = [row("erk", s, 1, 1.0) for s in range(3)]
-    result = verdict(search([0.0], [1.0]) + rows, METRIC, controls=["reinit", "erk"])
+    result = verdict(search([0.0], [1.0]) + rows, METRIC, controls=["reinit", "shuffle", "erk"])
     assert result["state"] == "wins"
     assert result["controls"]["erk"]["state"] == "not worse"
-    assert "better than reinit, though not shown better than erk" in result["sentence"]
+    assert "better than reinit and shuffle, though not shown better than erk" in result["sentence"]
 
 
 def test_a_control_that_was_asked_for_and_is_missing_blocks_the_win():
-    result = verdict(search([0.0], [1.0]), METRIC, controls=["reinit", "shuffle"])
+    rows = search([0.0], [1.0], shuffle=())
+    result = verdict(rows, METRIC, controls=["reinit", "shuffle"])
     assert (result["state"], result["reason"]) == ("undecided", "controls undecided")
     assert result["controls"]["shuffle"] == {
         "state": "undecided",
@@ -529,8 +555,24 @@ def test_margin_wider_than_half_the_gap_gives_no_verdict():
 
 
 def test_without_reinit_the_gap_rule_does_not_apply():
-    result = verdict(search([0.0], [0.01], [1.0]), METRIC, controls=["shuffle"])
-    assert (result["state"], result["gap"]) == ("wins", None)
+    rows = search([0.0], [0.01], [1.0])
+    result = verdict(rows, METRIC, controls=["shuffle"])
+    assert (result["reason"], result["gap"]) == ("no controls", None)
+    assert verdict(rows, METRIC)["reason"] == "margin too wide"
+
+
+@pytest.mark.parametrize(("asked", "lacking"), [("reinit", "shuffle"), ("shuffle", "reinit")])
+def test_one_default_control_alone_does_not_make_a_win(asked, lacking):
+    rows = search([0.0], [1.0], [1.0])
+    assert verdict(rows, METRIC)["state"] == "wins"
+    result = verdict(rows, METRIC, controls=[asked])
+    assert (result["state"], result["reason"]) == ("undecided", "no controls")
+    assert result["sparsity"] is None
+    assert not result["levels"][0]["wins"]
+    assert f"without the control {lacking} a match cannot be told" in result["sentence"]
+    alike = [0.0, 1.0]
+    so_does = verdict(search([0.0, 0.3], alike, alike), METRIC, controls=[asked])
+    assert so_does["state"] == f"matches but so does {asked}"
 
 
 def test_the_gap_is_that_of_the_last_level_where_reinit_was_run():
@@ -598,7 +640,7 @@ def test_a_diverged_dense_run_drops_its_seed_and_is_counted():
 
 
 def test_diverged_controls_count_as_worse_than_the_ticket():
-    rows = search([0.0], [0.0])
+    rows = search([0.0], [0.0], [1.0])
     assert verdict(rows, METRIC)["levels"][0]["controls"]["reinit"]["state"] == "not worse"
     for seed in range(3):
         rows = event(rows, "diverged", "reinit", seed, 1)
@@ -612,7 +654,7 @@ def test_diverged_controls_count_as_worse_than_the_ticket():
 def test_one_diverged_control_keeps_the_others_evidence():
     rows = event(search([0.0], [1.0]), "diverged", "reinit", 0, 1)
     assert verdict(rows, METRIC)["state"] == "wins"
-    rows = event(search([0.0], [0.0]), "diverged", "reinit", 0, 1)
+    rows = event(search([0.0], [0.0], [1.0]), "diverged", "reinit", 0, 1)
     result = verdict(rows, METRIC)
     assert (result["state"], result["reason"]) == ("undecided", "controls undecided")
 

@@ -58,8 +58,8 @@ def _freeze(task: Task, networks: Networks, turn: str) -> None:
         network.requires_grad_(name in _learners(task, networks, turn))
 
 
-def _images(task: Task, n: int) -> Tensor:
-    return torch.rand(n, *task.image_shape(1)) * 2 - 1
+def _images(task: Task, n: int, channels: int = 1) -> Tensor:
+    return torch.rand(n, *task.image_shape(channels)) * 2 - 1
 
 
 def _without_chance_deaths(network: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ def _without_chance_deaths(network: nn.Module) -> nn.Module:
     return network
 
 
-def _unused_weights(task: Task, draws: int = 2) -> dict[str, int]:
+def _unused_weights(task: Task, draws: int = 2, channels: int = 1) -> dict[str, int]:
     """How many weights of each prunable tensor have a gradient of exactly zero in all turns.
 
     Over several initial draws: one draw may leave a window of a max-pooling or a hinge unused.
@@ -81,13 +81,13 @@ def _unused_weights(task: Task, draws: int = 2) -> dict[str, int]:
         torch.manual_seed(draw)
         networks = {
             name: _without_chance_deaths(network)
-            for name, network in task.networks(task.image_shape(1)).items()
+            for name, network in task.networks(task.image_shape(channels)).items()
         }
         for turn in task.turns:
             _freeze(task, networks, turn.name)
             for network in networks.values():
                 network.zero_grad()
-            _scalar(task.loss(turn.name, networks, _images(task, 8))).backward()
+            _scalar(task.loss(turn.name, networks, _images(task, 8, channels))).backward()
             for key, weight in prunable(networks).items():  # under a spectral norm the raw tensor
                 if weight.grad is not None:
                     used = weight.grad != 0
@@ -122,6 +122,17 @@ def test_no_prunable_weight_has_a_structurally_zero_gradient(spec: str, preset: 
     build = TASKS.load(spec)
     small = {} if preset == "quick" else {"width": 4}
     assert _unused_weights(build(**_options(build, preset, **small))) == {}
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("spec", [name for name in TASKS.names() if name != "linear-ae"])
+def test_nor_has_one_of_a_convolutional_task_at_64x64_in_colour(spec: str) -> None:
+    # Larger images have layers that smaller ones have not, and maps of other sizes between them.
+    build = TASKS.load(spec)
+    narrow = {"width": 8, "levels": (1, 2), "blocks": 1} if spec == "ddpm" else {"width": 2}
+    task = build(**_options(build, "quick", size=64, **narrow))
+    assert task.image_shape(3) == (3, 64, 64)
+    assert _unused_weights(task, channels=3) == {}
 
 
 def test_a_structurally_dead_weight_would_be_found() -> None:

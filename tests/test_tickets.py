@@ -245,13 +245,38 @@ def test_checkpoints_keep_every_dtype_with_and_without_checksum(tmp_path):
         tickets.save_tensors(path, {"z": torch.zeros(1, dtype=torch.complex64)}, {})
 
 
+@pytest.mark.parametrize("kind", ["ticket", "compact"])
+@pytest.mark.parametrize("arm", ["", "early-bird-all-c0.5"])
+def test_the_model_that_lies_beside_a_ticket_is_named(tmp_path, monkeypatch, kind, arm):
+    name = Path("tickets", arm, "seed0-round03.safetensors")
+    (tmp_path / name).parent.mkdir(parents=True)
+    ticket = small_ticket()
+    ticket.manifest["config"] = {"search": {}}
+    tickets.save_ticket(tmp_path / name, ticket)
+    model = tmp_path / "models" / arm / f"{kind}-seed0-round03.safetensors"
+
+    def refusal(path):
+        with pytest.raises(TicketError) as caught:
+            tickets.load_model_file(path)
+        return str(caught.value)
+
+    text, own = refusal(tmp_path / name), tmp_path / name
+    assert "not beside it" in text
+    assert text.endswith(f"--keep all, or train it by tombola train TASK --ticket {own}")
+    tickets.save_model(model, ticket.weights, {})
+    assert refusal(tmp_path / name).endswith(f"take the model trained from it, {model}")
+    monkeypatch.chdir((tmp_path / name).parent)  # a name alone has no folder in it
+    beside = Path(os.path.relpath(model))
+    assert refusal(name.name).endswith(f"take the model trained from it, {beside}")
+
+
 def test_load_goes_by_the_format_and_says_which_file_to_take(tmp_path):
     tickets.save_ticket(tmp_path / "t", small_ticket())
     tickets.save_model(tmp_path / "m", small_ticket().weights, {})
     tickets.save_tensors(tmp_path / "c", {"x": torch.ones(1)}, {})
     assert isinstance(tickets.load(tmp_path / "t"), Ticket)
     assert isinstance(tickets.load(tmp_path / "m"), Model)
-    with pytest.raises(TicketError, match=r"take the trained model.*ticket-seed0-round03\.safe"):
+    with pytest.raises(TicketError, match=r"not beside it: take one from a run's models folder$"):
         tickets.load_model_file(tmp_path / "t")
     with pytest.raises(TicketError, match="take a file from a run's tickets folder"):
         tickets.load_ticket(tmp_path / "m")
@@ -378,6 +403,25 @@ def test_enforce_holds_masks_and_moments_and_removes_its_hooks(form):
     for optimizer in several:
         train_step(nets, optimizer)
     assert len(hold.leaks()) == 4
+
+
+def test_what_is_no_dict_of_networks_or_no_optimizer_is_an_error_in_words():
+    nets = networks()
+    ticket = net_ticket(nets)
+    optimizer = torch.optim.SGD(nets["decoder"].parameters(), lr=0.1)
+    for given, words in (
+        (nets["decoder"], "networks is a Sequential; give a dict of name to torch.nn.Module"),
+        (None, "networks is a NoneType"),
+        ({}, "networks is an empty dict"),
+        ({"decoder": 3}, "network 'decoder' is a int"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ticket.start(given)
+        with pytest.raises(ConfigError, match=words), ticket.enforce(given, optimizer):
+            pass
+    for given, words in ((None, "a NoneType as optimizer"), (3, "a int as optimizer")):
+        with pytest.raises(ConfigError, match=words), ticket.enforce(nets, given):
+            pass
 
 
 def test_enforce_removes_hooks_after_an_exception_and_refuses_what_is_no_optimizer():

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from torch.nn import BatchNorm2d, Sequential
 
 import helpers
 
@@ -27,6 +28,15 @@ class TinyGAN(helpers.TinyGAN):
 
 class WideGAN(helpers.WideGAN):
     pass
+
+
+class NormFree(helpers.WideGAN):
+    """A critic without normalisation layers, as Wasserstein GANs with a penalty have."""
+
+    def networks(self, shape):
+        networks = super().networks(shape)
+        critic = [part for part in networks["discriminator"] if not isinstance(part, BatchNorm2d)]
+        return {**networks, "discriminator": Sequential(*critic)}
 
 
 class Diverging(helpers.TinyAE):

@@ -16,9 +16,11 @@ from tombola.config import Config, build
 from tombola.data.checks import check_source
 from tombola.data.sources import native_channels, save_tensor_source
 from tombola.engine import search
+from tombola.engine.earlier import DENSE, SEARCH
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.hub import resolve
+from tombola.limits import one_way
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
@@ -83,6 +85,7 @@ def find(
         value = str(value) if name == "rate" else value
         tables.setdefault(FIND_KEYS[name], {})[key] = value
     tables.setdefault("task", {})["name"] = task_spec(task)
+    one_way([name for name in options if options[name] is not None])
     build(tables)  # refuses names and numbers before images are written
     folder = None if out is None else Path(out)
     made: tuple[Path, ...] = ()
@@ -123,6 +126,14 @@ def task_spec(task: str | type[Task]) -> str:
     """A task as the command line names it; a class must come from a file, which workers import."""
     if isinstance(task, str):
         return task
+    given: Any = task
+    if not (isinstance(given, type) and issubclass(given, Task)):
+        what = "the class " if isinstance(given, type) else "a "
+        what += given.__name__ if isinstance(given, type) else type(given).__name__
+        raise ConfigError(
+            f"task got {what}; give a registered name ({', '.join(TASKS.names())}), "
+            "path/to/file.py:Class, or a class derived from tombola.Task"
+        )
     if task.__module__.startswith("tombola."):
         return next(name for name in TASKS.names() if TASKS.load(name) is task)
     try:
@@ -146,6 +157,7 @@ def find_request(config: Config, data_dir: Path | None, out: Path | None, comman
         data_dir=data_dir,
         out=out,
         command=command,
+        recipe=SEARCH,
         planner=recipes.search,
         chains=search_chains(config),
     )
@@ -171,6 +183,7 @@ def train_request(
             data_dir=data_dir,
             out=out,
             command=command,
+            recipe=DENSE,
             planner=recipes.dense,
             chains=config.search.seeds,
         )
@@ -192,22 +205,19 @@ def train_request(
         "sparsity_all": manifest["sparsity_all"],
         "compact": compact,
     }
-    if compact and manifest["granularity"] != "channel":
-        raise TicketError(
-            f"{ticket} prunes single weights, which leaves every layer its size; --compact takes "
-            "a ticket of method early-bird, so leave it out"
-        )
 
     def planner(setting: Setting) -> Plan:
         _check_ticket(ticket, manifest, setting)
         return recipes.from_ticket(setting, facts)
 
-    out = out or search.default_out(config, data_dir, f"ticket-{sha256[:8]}")
+    kind = "compact" if compact else "ticket"
+    out = out or search.default_out(config, data_dir, f"{kind}-{sha256[:8]}")
     return Request(
         config=config,
         data_dir=data_dir,
         out=out,
         command=command,
+        recipe=f"{kind}:{sha256}",
         planner=planner,
         inputs={sha256: str(ticket.absolute())},
     )
@@ -230,6 +240,13 @@ def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -
         raise TicketError(
             f"{ticket} is of round {manifest['round']}, but its search has "
             f"{len(setting.levels)} levels; take a ticket written by tombola find"
+        )
+    restored = setting.config.search.optimizer_at_rewind == "restore"
+    if restored and manifest["granularity"] != "channel":
+        raise TicketError(
+            f"{ticket} was found with search.optimizer_at_rewind=restore, but a ticket holds no "
+            "optimizer's state; train it with fresh moments: --set "
+            "search.optimizer_at_rewind=fresh"
         )
 
 

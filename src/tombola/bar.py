@@ -33,6 +33,10 @@ class Bar(Progress):
                 "{elapsed} gone, {remaining} left{postfix}",
             )
 
+    def note(self, text: str) -> None:
+        """A line on stderr."""
+        tqdm.write(f"note: {text}", file=sys.stderr)
+
     def advance(self, steps: int) -> None:
         """Move the bar."""
         if self._bar is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import tombola
@@ -112,7 +113,7 @@ def _run(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest:
         name = getattr(options, "command", None)
-        raise _superfluous(rest[0], commands[name] if name else parser)
+        raise _superfluous(rest[0], commands[name] if name else parser, commands)
     if "function" not in options:
         parser.print_help()
         return DONE
@@ -123,7 +124,9 @@ def _run(arguments: list[str]) -> int:
     else:
         from tombola import commands as does  # type: ignore[no-redef]
 
-    code: int = getattr(does, options.function)(options)
+    options.stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no answer of ours
+        code: int = getattr(does, options.function)(options)
     return code
 
 
@@ -137,12 +140,18 @@ def _fetch(options: argparse.Namespace) -> None:
             setattr(options, name, [str(resolve(each)) if is_hub(each) else each for each in given])
 
 
-def _superfluous(word: str, parser: argparse.ArgumentParser) -> ConfigError:
-    """The error for a word that a command does not take; a slip in an option gets the nearest."""
+def _superfluous(
+    word: str, parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser]
+) -> ConfigError:
+    """The error for a word that a command does not take: who takes it, or what is written alike."""
+    option = word.partition("=")[0]
     kind = "option" if word.startswith("-") else "word"
     known = [*parser._option_string_actions] if kind == "option" else []
-    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    takers = [n for n, other in commands.items() if option in other._option_string_actions]
+    # A slip of the hand changes a letter or two; a name that is half alike is another name.
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.8)
     meant = f"did you mean {near[0]}? " if near else ""
+    meant = meant or (f"it goes with {', '.join(takers)}; " if takers and kind == "option" else "")
     return ConfigError(
         f"{parser.prog} does not take the {kind} {word!r}; {meant}"
         f"{parser.prog} --help lists what is allowed"
@@ -179,21 +188,24 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_task_option(sample)
     sample.add_argument("--data", metavar="DATA", help="images to reconstruct (autoencoders)")
     sample.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
+    sample.add_argument("--json", action="store_true", help="print one JSON object")
     _add_inspect(command("inspect", "Show what is in a ticket or model file, or compare two."))
     _add_verify(command("verify", "Check a file's format, checksum and masks; exit 0 if sound."))
     _add_publish(command("publish", "Put a ticket or model file on the Hugging Face hub."))
     report = command("report", "Write report.html again from what is there.")
     report.add_argument("dir", metavar="DIR", help="a folder that find or train wrote")
+    report.add_argument("--json", action="store_true", help="print one JSON object")
     figure = command("figure", "Draw what each arm makes at each sparsity: PNG and SVG.")
     figure.add_argument("dir", metavar="DIR", help="a folder that find has written")
     figure.add_argument(
-        "--images", type=int, default=16, metavar="N", help="images in a cell (default: 16)"
+        "--images", type=int, metavar="N", help="images in a cell (default: 16, or all there are)"
     )
     figure.add_argument(
         "--sparsity",
         metavar="S[,S]",
         help="the nearest levels to these, such as 0.5,0.9 (default: six, evenly)",
     )
+    figure.add_argument("--json", action="store_true", help="print one JSON object")
     listing = command("list", "What exists: tasks, data, methods or metrics.")
     listing.add_argument("what", choices=("tasks", "data", "methods", "metrics"))
     listing.add_argument("--json", action="store_true", help="print a JSON list")
@@ -217,6 +229,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DATA", help="the images it was found on, if they have no plain name")
     add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
     _add_task_option(parser)
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +239,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     add("--private", action="store_true", help="make the repository one that only you see")
     add("--license", metavar="NAME", help="the hub's name of its licence, such as mit")
     add("--dry-run", action="store_true", help="print the model card; send nothing")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ PRESETS = ("quick", "paper", "shared")
 SHARED = ("dcgan", "vae")
 """Registered tasks with the preset shared."""
 PRECISIONS = ("fp32", "bf16", "fp16")
+LEAST_DRAW_EPOCHS = 0.25
+"""Channel masks that are drawn at shorter intervals agree whatever they are worth."""
 MOST = 1000
 """More seeds, rounds, workers or threads than this are a slip of the hand."""
 
@@ -149,7 +151,7 @@ class PruneSection:
         one_of("prune.settle", self.settle, ("pooled", "apart"))
         one_of("prune.rule", self.rule, ("paper", "corrected"))
         number("prune.delta", self.delta, low=0.0, high=1.0)
-        number("prune.draw_epochs", self.draw_epochs, low=0.25)
+        number("prune.draw_epochs", self.draw_epochs, low=LEAST_DRAW_EPOCHS)
         number("prune.scale_l1", self.scale_l1, low=0.0)
         integer("prune.floor", self.floor, low=1)
         integer("prune.round_to", self.round_to, low=1)

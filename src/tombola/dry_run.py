@@ -6,10 +6,11 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from tombola.engine.output import resolved
+from tombola.engine.output import whole_config
 from tombola.engine.search import Request, prepare
 from tombola.metrics.statistics import seeds_for_margin
 from tombola.recipes.cells import Plan
+from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, seconds_per_step
 from tombola.runs.store import Store
 
@@ -19,12 +20,13 @@ _WEIGHT_BYTES = 4
 def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The tables that ``--config`` reads back, and lines on the plan and the estimates."""
     setting, plan = prepare(request)
-    tables = resolved(setting, request.command)["config"]
+    tables = whole_config(setting)
     asked = setting.config.run
     # What the machine decides stays open, so that the file works on another machine.
     tables["run"] = {**dataclasses.asdict(asked)}
-    notes = [*_graph(request, setting, plan), *_estimates(request, setting, plan), *_margins()]
-    return tables, notes
+    few = [note] if (note := few_draws(setting)) else []
+    estimates = _estimates(request, setting, plan)
+    return tables, [*_graph(request, setting, plan), *few, *estimates, *margins()]
 
 
 def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
@@ -40,8 +42,9 @@ def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
     if "early-bird" in config.search.method:
         lines.append(f"  compress: {', '.join(config.prune.compress)} of the channels")
     masked = set(config.search.method) != {"early-bird"}
-    for pool, n in setting.pools.items() if masked else ():
-        kept = [setting.kept(pool, level) for level in range(1, len(setting.levels) + 1)]
+    levels = sorted({cell.round for cell in plan.cells} - {0})  # none of a dense training
+    for pool, n in setting.pools.items() if masked and levels else ():
+        kept = [setting.kept(pool, level) for level in levels]
         lines.append(
             f"  prune {pool}: {n} weights, kept by level: {', '.join(str(k) for k in kept)}"
         )
@@ -53,19 +56,36 @@ def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
     todo = plan.graph.missing(done)
     steps = sum(node.steps for node in todo)
     seconds = seconds_per_step(setting)
-    networks = sum(setting.parameters.values()) * _WEIGHT_BYTES
     trainings = sum(node.kind == "train" for node in todo)
     total = steps * seconds / setting.workers
     return [
-        f"work: {2 * setting.work.step_macs:.4g} FLOPs a step ({setting.work.step_macs} MACs), "
-        f"{setting.work.sample_macs} MACs an image",
+        f"work: {work(setting)}",
         f"left: {steps} training steps in {trainings} trainings, {seconds * 1e3:.3g} ms a step, "
         f"{setting.workers} workers: about {total / 60:.3g} minutes, judging apart",
-        f"disk: about {2 * trainings * networks / 1e6:.3g} MB at most",
+        disk(disk_bytes(sum(setting.parameters.values()), trainings)),
     ]
 
 
-def _margins() -> list[str]:
+def work(setting: Setting) -> str:
+    """What a step and an image of a task take."""
+    return (
+        f"{2 * setting.work.step_macs:.4g} FLOPs a step ({setting.work.step_macs} MACs), "
+        f"{setting.work.sample_macs} MACs an image"
+    )
+
+
+def disk_bytes(parameters: int, trainings: int) -> int:
+    """What the files of so many trainings take at most: start weights and trained ones."""
+    return 2 * trainings * parameters * _WEIGHT_BYTES
+
+
+def disk(size: int) -> str:
+    """The line on what is written, in megabytes."""
+    return f"disk: about {size / 1e6:.3g} MB at most"
+
+
+def margins() -> list[str]:
+    """How many seeds a margin needs: what they vary by is known only once some are there."""
     lines = ["seeds needed to decide a margin, by the seeds' standard deviation:"]
     lines += [
         f"  sd = {share:g} of the margin: {seeds_for_margin(share, 1.0)} seeds"

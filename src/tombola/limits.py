@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
@@ -47,3 +48,16 @@ def number(
     if not fine:
         top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
         raise ConfigError(f"{name} got {value!r}; it takes a finite number from {low:g}{top}")
+
+
+def one_way(given: Collection[str], mark: str = "") -> None:
+    """ConfigError if the names of given options have levels both by rounds and outright.
+
+    ``mark``: what stands before an option where it was given, such as two dashes.
+    """
+    ways = [name for name in ("rounds", "rate") if name in given]
+    if ways and "sparsity" in given:
+        raise ConfigError(
+            f"both {mark}{ways[0]} and {mark}sparsity are given; say which levels are wanted by "
+            f"{mark}rounds and {mark}rate, or by {mark}sparsity"
+        )

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from tombola import api
 from tombola.bar import Bar
+from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.engine.context import Context
-from tombola.engine.output import versions
 from tombola.engine.search import prepare
 from tombola.engine.starts import trainer_of
-from tombola.errors import ConfigError, DivergedError, TicketError
+from tombola.engine.surroundings import versions
+from tombola.errors import DivergedError, TicketError
 from tombola.recipes.setting import Setting, split_networks
-from tombola.registry import DATA, TASKS
 from tombola.runs.store import Store
 from tombola.sparsity.compact import Channels
+from tombola.sparsity.container import read_header
 from tombola.sparsity.layout import shown
 from tombola.sparsity.tickets import Ticket, Weights, load_ticket
-from tombola.tickets_config import ticket_config
+from tombola.tickets_config import rebuild_config
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Trainer
 
@@ -81,8 +82,9 @@ def rebuild(
     or elsewhere by more than a few steps of rounding explain; ConfigError if the task or data must
     be named.
     """
+    config = rebuild_config(read_header(path), task, data)
     ticket = load_ticket(path)
-    setting, context = _setting(Path(path), ticket.manifest, task, data, data_dir)
+    setting, context = _setting(Path(path), config, data_dir)
     trainer, first, steps = _trained(setting, context, ticket)
     masks = ticket.held(trainer.networks)
     now = Ticket(masks, trainer.judged_weights(averaged=False)).weights
@@ -122,15 +124,8 @@ def _verdict(path: str, found: Compared, differing: list[str]) -> str:
     return f"equal but for rounding: {facts} (allowed: {found.allowed:.3g}), as {differing[0]}"
 
 
-def _setting(
-    path: Path, manifest: Mapping[str, Any], task: str | None, data: str | None, folder: Path | None
-) -> tuple[Setting, Context]:
-    """What the manifest's training comes down to on this machine, and where its parts are."""
-    tables: dict[str, dict[str, Any]] = {
-        "task": {"name": task or _known(path, manifest, "task", TASKS.names())},
-        "data": {"name": data or _known(path, manifest, "data", DATA.names())},
-    }
-    config = ticket_config(path, manifest, tables)
+def _setting(path: Path, config: Config, folder: Path | None) -> tuple[Setting, Context]:
+    """What a ticket's training comes down to on this machine, and where its parts are."""
     check_source(config.data.name, folder)
     with tempfile.TemporaryDirectory() as nowhere:
         request = api.train_request(config, folder, Path(nowhere) / "out", "", path)
@@ -144,18 +139,6 @@ def _setting(
         device=config.run.device,
     )
     return setting, context
-
-
-def _known(path: Path, manifest: Mapping[str, Any], key: str, names: list[str]) -> str:
-    """The built-in task or data that a manifest names: only the caller may name another."""
-    name = manifest.get(key)
-    if isinstance(name, str) and name in names:
-        return name
-    say = "--task path/to/file.py:Class" if key == "task" else "--data folder:PATH or FILE.py:NAME"
-    raise ConfigError(
-        f"{shown(path, 400)} is of {key} {shown(name)}, which is not built in; say with {say} "
-        "what to train with"
-    )
 
 
 def _trained(setting: Setting, context: Context, ticket: Ticket) -> tuple[Trainer, Weights, int]:

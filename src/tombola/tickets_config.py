@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola.config import Config, build
-from tombola.errors import TicketError
-from tombola.registry import is_file_spec, split_file_spec
-from tombola.sparsity.layout import shown
+from tombola.errors import ConfigError, TicketError
+from tombola.registry import DATA, TASKS, is_file_spec, split_file_spec
+from tombola.sparsity.layout import TICKET_FORMAT, Header, expect, shown
 
 NEEDED = ("task", "data_hash", "method", "seed", "round", "rewind_step", "config")
 """What a ticket's manifest must say so that its training can be repeated."""
@@ -50,3 +50,32 @@ def ticket_config(
     merged.get("prune", {}).pop("criterion", None)
     merged.setdefault("judge", {})["features"] = tables.get("judge", {}).get("features", "")
     return build(merged)
+
+
+def rebuild_config(header: Header, task: str | None, data: str | None) -> Config:
+    """The config that ``verify --rebuild`` trains a ticket's start weights with.
+
+    ``task`` and ``data`` name the code and images where the manifest names none that is built in.
+    TicketError for what is no ticket or does not say how it was found, ConfigError if the task or
+    data must be named.
+    """
+    expect(header, TICKET_FORMAT)
+    path, manifest = Path(header.path), header.manifest
+    tables = {
+        "task": {"name": task or _known(path, manifest, "task", TASKS.names())},
+        "data": {"name": data or _known(path, manifest, "data", DATA.names())},
+        "search": {"optimizer_at_rewind": "fresh"},  # of what comes after the start weights
+    }
+    return ticket_config(path, manifest, tables)
+
+
+def _known(path: Path, manifest: Mapping[str, Any], key: str, names: list[str]) -> str:
+    """The built-in task or data that a manifest names: only the caller may name another."""
+    name = manifest.get(key)
+    if isinstance(name, str) and name in names:
+        return name
+    say = "--task path/to/file.py:Class" if key == "task" else "--data folder:PATH or FILE.py:NAME"
+    raise ConfigError(
+        f"{shown(path, 400)} is of {key} {shown(name)}, which is not built in; say with {say} "
+        "what to train with"
+    )

@@ -13,6 +13,7 @@ import torch
 
 from tombola.config import Config
 from tombola.data.checks import check_source
+from tombola.dry_run import disk, disk_bytes, margins, work
 from tombola.engine import transferring
 from tombola.engine.search import Progress, Result, default_out
 from tombola.engine.transferring import TransferRequest
@@ -218,16 +219,18 @@ def describe(request: TransferRequest) -> tuple[dict[str, dict[str, Any]], list[
     notes = [*report_lines(request), f"out: {request.out}", "graph:"]
     notes += [f"  {kind}: {kinds[kind]} runs, {kinds[kind] - left[kind]} of them done"
               for kind in sorted(kinds)]  # fmt: skip
-    total = 0.0
+    total, size = 0.0, 0
     for name, setting in settings.items():
         own = [n for n in todo if n.kind == "train" and n.config["task"]["name"] == name]
         seconds = seconds_per_step(setting)
         steps = sum(node.steps for node in own)
         total += steps * seconds
+        size += disk_bytes(sum(setting.parameters.values()), len(own))
+        notes.append(f"work of {name}: {work(setting)}")
         notes.append(
             f"left of {name}: {steps} training steps in {len(own)} trainings of {setting.steps}, "
             f"{seconds * 1e3:.3g} ms a step"
         )
     notes.append(f"{main.workers} workers: about {total / main.workers / 60:.3g} minutes, "
                  "judging apart")  # fmt: skip
-    return tables, notes
+    return tables, [*notes, disk(size), *margins()]

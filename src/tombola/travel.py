@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tombola import config as configs
-from tombola.commands import all_diverged, checked, checked_out, tables_of
+from tombola.commands import all_diverged, answer, planned
 from tombola.config import Config
 from tombola.errors import ConfigError
 from tombola.registry import TASKS
 from tombola.transfer_config import configs_of, ticket_file
-from tombola.values import to_toml
+from tombola.words import check_numbers, checked, checked_out, tables_of
 
 if TYPE_CHECKING:
     from tombola.engine.transferring import TransferRequest
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 def do_run(options: argparse.Namespace) -> int:
     """``tombola run``."""
     out = None if options.out is None else checked_out(options.out)
+    check_numbers(options)
     tables: dict[str, dict[str, object]] = {"search": {"seeds": 1}, "prune": {}, "train": {}}
     for section, names in (
         ("search", ("rounds", "rate", "sparsity", "rewind", "controls", "seeds")),
@@ -30,8 +30,6 @@ def do_run(options: argparse.Namespace) -> int:
     ):
         for name in names:
             value = getattr(options, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"--{name} got {value}; it takes a whole number of at least 1")
             if value is not None:
                 tables[section][name] = value
     if options.prune is not None:
@@ -41,17 +39,13 @@ def do_run(options: argparse.Namespace) -> int:
 
     request = asking.request_of(config, options.script, out, options.words)
     if options.dry_run:
-        print("\n".join(asking.describe(request)))
-        return 0
+        return planned(options, *asking.describe(request))
     from tombola.loops import running
     from tombola.report.tables import verdict_table
 
     summary = running.run_script(request, lambda line: print(line, file=sys.stderr, flush=True))
-    if options.json:
-        print(json.dumps(summary, sort_keys=True))
-    else:
-        print(verdict_table(summary))
-        print(f"report: {request.out / 'report.html'}")
+    report = request.out / "report.html"
+    answer(options, summary, f"{verdict_table(summary)}\nreport: {report}")
     runs = summary["runs"]
     if runs["diverged"] < runs["trained"] + runs["reused"]:
         return 0
@@ -128,21 +122,13 @@ def _transfer(request: TransferRequest, options: argparse.Namespace) -> int:
     from tombola.report.transfer import transfer_text
 
     if options.dry_run:
-        tables, notes = transfers.describe(request)
-        if options.json:
-            print(json.dumps({"config": tables, "notes": notes}, sort_keys=True))
-        else:
-            print(to_toml(tables) + "".join(f"# {line}\n" for line in notes), end="")
-        return 0
+        return planned(options, *transfers.describe(request))
     for line in transfers.report_lines(request):
         print(line, file=sys.stderr, flush=True)
     result = transfers.carry_out(request, Bar())
-    if options.json:
-        print(json.dumps(result.summary, sort_keys=True))
-    else:
-        parts = [verdict_table(result.summary)] if request.search else []
-        print("\n\n".join([*parts, transfer_text(result.summary)]))
-        print(f"report: {result.out / 'report.html'}")
+    parts = [verdict_table(result.summary)] if request.search else []
+    text = "\n\n".join([*parts, transfer_text(result.summary)])
+    answer(options, result.summary, f"{text}\nreport: {result.out / 'report.html'}")
     return 1 if all_diverged(result) else 0
 
 
@@ -159,9 +145,8 @@ def do_publish(options: argparse.Namespace) -> int:
     )
     for named in made.paths:
         print(f"note: the file names {named}, which all who have it see", file=sys.stderr)
+    found = {"place": made.place.text, "url": made.url, "card": made.card, "paths": made.paths}
+    text = f"{made.place.text}: {made.url}"
     if options.dry_run:
-        print(made.card)
-        print(f"nothing was sent; {made.place.text} would get this card and the file")
-        return 0
-    print(f"{made.place.text}: {made.url}")
-    return 0
+        text = f"{made.card}\nnothing was sent; {made.place.text} would get this card and the file"
+    return answer(options, found, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Context:
     """Name in a node's config -> spec of each task, where a graph has runs of several."""
     inputs: Mapping[str, str] | None = None
     """SHA-256 -> path of files that import runs take in."""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    """Judgement -> the one of the same training that has what its states, which are gone, had."""
     progress: Callable[[int], None] = lambda steps: None
     """Told how many steps were done since it was last told."""
 

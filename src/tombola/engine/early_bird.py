@@ -22,11 +22,10 @@ from tombola.errors import ConfigError, DivergedError
 from tombola.recipes.thin import forward_macs, thin_networks, thin_plan
 from tombola.recipes.trial import thinner, work_of
 from tombola.runs.plan import Node
-from tombola.sparsity.at_init import select
 from tombola.sparsity.compact import Channels, Kept, check_cut, random_like, rounded
 from tombola.sparsity.cutting import Cut, shrink
 from tombola.sparsity.earlybird import Watch, channel_masks, overlap
-from tombola.sparsity.masks import Masks, kept_at
+from tombola.sparsity.masks import Masks
 from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import load_state, load_weights_file, save_state
@@ -126,7 +125,7 @@ def cut(node: Node, context: Context) -> None:
     away = channels.cut(kept)
     shape = tuple(config["data"]["shape"])
     inputs = inputs_of(trainer.task, trainer.networks, shape)
-    check_cut(trainer.networks, inputs, away)
+    check_cut(trainer.networks, inputs, away, channels.groups)
     masks = channels.masks(kept, trainer.networks)
     away.zero(trainer.networks)
     whole = {k: v.clone() for k, v in trainer.judged_weights(averaged=False).items()}
@@ -164,9 +163,9 @@ def overlaps(node: Node, context: Context) -> None:
     load_weights(trainer.networks, load_weights_file(final))
     channels = _channels(trainer, watched["config"])
     share = config["compress"]
-    late = _masks(channels, trainer.networks, share, watched["config"])
+    late = _masks_at_once(channels, trainer.networks, share, watched["config"])
     early = _bits(watched["cuts"][share]["kept"], watched["channels"])
-    shared = overlap(early, late or _by_position(channels, trainer.networks, share))
+    shared = overlap(early, late)
     commit(node, context, {"overlap": {name: list(pair) for name, pair in shared.items()}})
 
 
@@ -240,9 +239,18 @@ def _draw(
 
 
 def _masks(
-    channels: Channels, networks: Networks, share: str, config: Mapping[str, Any]
+    channels: Channels,
+    networks: Networks,
+    share: str,
+    config: Mapping[str, Any],
+    *,
+    by_position: bool = False,
 ) -> Masks | None:
-    """The masks of a share now: scales in one pool, filter norms within their own network."""
+    """The masks of a share now: scales in one pool, filter norms within their own network.
+
+    ``config``: ``settle`` and ``floor``. None while the scores leave a tie, unless that is settled
+    ``by_position``.
+    """
     scores = channels.scores(networks)
     names = {name.partition(".")[0] for name in scores}
     pools = [channels.by_scale, *({name} for name in sorted(names - channels.by_scale))]
@@ -251,11 +259,22 @@ def _masks(
         own = {name: v for name, v in scores.items() if name.partition(".")[0] in pool}
         if own:
             apart = config["settle"] == "apart"
-            masks = channel_masks(own, share, apart=apart, floor=config["floor"])
+            masks = channel_masks(
+                own, share, apart=apart, floor=config["floor"], by_position=by_position
+            )
             if masks is None:
                 return None
             found |= masks
     return {name: found[name] for name in scores}
+
+
+def _masks_at_once(
+    channels: Channels, networks: Networks, share: str, config: Mapping[str, Any]
+) -> Masks:
+    """The masks of a share now, where scores leave a tie for want of better by position."""
+    masks = _masks(channels, networks, share, config, by_position=True)
+    assert masks is not None
+    return masks
 
 
 def _newest(
@@ -264,14 +283,7 @@ def _newest(
     """The masks to cut by: those found, or else (forced) those of this very step."""
     if watch.masks is not None:
         return watch.masks
-    now = _masks(channels, trainer.networks, share, config)
-    return now or _by_position(channels, trainer.networks, share)
-
-
-def _by_position(channels: Channels, networks: Networks, share: str) -> Masks:
-    """The masks of a share where the scores leave a tie, for want of better by position."""
-    scores = channels.scores(networks)
-    return select(scores, kept_at(sum(len(row) for row in scores.values()), share))
+    return _masks_at_once(channels, trainer.networks, share, config)
 
 
 def _sliced(

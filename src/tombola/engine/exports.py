@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.handed_out import clear
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
-from tombola.engine.output import Output, resolved, task_name, versions
+from tombola.engine.output import Output, task_name, whole_config
+from tombola.engine.surroundings import versions
 from tombola.metrics.statistics import OWN_ARMS, arm_name, search_key
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
-from tombola.runs.store import write_atomic
-from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
+from tombola.runs.store import write_atomic, write_log
+from tombola.sparsity.tickets import load_ticket, read_manifest, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
 
 OF_CHANNELS = ("widths", "inputs")
 """What the manifest of a channel ticket says besides: channels, and what networks are called with.
 """
+
+LOGGED = (
+    "method", "arm", "networks", "rewind_steps", "precision", "compress", "seed", "round",
+)  # fmt: skip
+"""The columns that say which training a line of the log is about."""
 
 
 class Exports:
@@ -30,24 +36,43 @@ class Exports:
         self.tables = tables
 
     def write(self, summary: Mapping[str, Any]) -> None:
-        """Write all of them; files that are there are replaced by equal ones."""
-        self.write_tickets()
-        self.write_models(summary)
-        self.write_samples()
-        self.write_log(summary)
+        """Write all of them; files that are there are replaced by equal ones.
 
-    def _folder(self, name: str, arm: Arm) -> Path:
-        """OUT/name, or OUT/name/<arm> when there are several arms."""
-        base = self.tables.out / name
-        return base if len(self.tables.plan.arms) == 1 else base / self.tables.arm_label(arm)
+        What an earlier call left under another name goes last, so that nothing is ever missing.
+        """
+        written = {*self.write_tickets(), *self.write_models(summary), *self.write_samples()}
+        self.write_log(summary)
+        clear(self.tables.out, written)
+
+    def _place(self, kind: str, cell: Cell) -> Path:
+        """Where a cell's file of a kind goes; its folder is made."""
+        path = self.tables.place(kind, cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _of_channels(self, cell: Cell) -> dict[str, Any]:
+        """What the lineage of a channel ticket says besides, and of what was trained from it.
+
+        As the run that cut it knows, or the file that was taken in. It is rewound nowhere, but goes
+        on at the step at which it was cut.
+        """
+        if cell.cut:
+            made = self.tables.record(cell.cut)
+            step = made.get("from_step")
+        elif cell.arm.compress and cell.ticket:
+            made = read_manifest(self.tables.ticket_path(cell))
+            step = made["rewind_step"]
+        else:
+            return {}
+        return {"rewind_step": step, **{key: made[key] for key in OF_CHANNELS if key in made}}
 
     def lineage(self, cell: Cell) -> dict[str, Any]:
         """The manifest of a ticket or model file: what it is and where it comes from."""
         evaluated = self.tables.record(cell.evaluate)
-        key, cut = self.tables.key(cell), self.tables.record(cell.cut) if cell.cut else {}
+        key, trained = self.tables.key(cell), self.tables.record(cell.train)
         # Masked or cut, an early-bird ticket is one of channels; a thin network is only smaller.
         smaller = cell.thin or (cell.arm.compress and cell.kind != "dense")
-        tables = resolved(self.tables.setting, "")["config"]
+        tables = whole_config(self.tables.setting)
         tables["run"] = {
             "threads": self.tables.setting.threads,
             "device": self.tables.setting.device,
@@ -66,53 +91,45 @@ class Exports:
             "networks": list(self.tables.setting.parameters),
             "sparsity": key["sparsity"],
             "sparsity_all": key["sparsity_all"],
-            "rewind_step": cut.get("from_step", cell.rewind_steps),
+            "rewind_step": cell.rewind_steps,
             "seed": cell.seed,
             "round": cell.round,
-            "parents": sorted(self.tables.record(cell.train)["parents"].values()),
+            "parents": sorted(trained["parents"].values()),
             "config": tables,
-            "scores": {
-                name: value if math.isfinite(value) else None
-                for name, value in evaluated.get("values", {}).items()
-            },
+            "scores": dict(evaluated.get("values", {})),
             "cost": {
                 "train_flops": 2
                 * self.tables.work_of(cell)[0].step_macs
-                * self.tables.steps_of(self.tables.record(cell.train))
+                * self.tables.steps_of(trained)
             },
             "created_with": versions(),
-            **{key: cut[key] for key in OF_CHANNELS if key in cut},
+            **self._of_channels(cell),
         }
 
-    def write_tickets(self) -> None:
-        """OUT/tickets: every ticket with its whole lineage."""
+    def write_tickets(self) -> Iterator[Path]:
+        """OUT/tickets: every ticket with its whole lineage; yields each file that is written."""
         for cell in tickets(self.tables.plan):
             path = self.tables.ticket_path(cell)
-            if not path.exists():
-                continue
-            folder = self._folder("tickets", cell.arm)
-            target = folder / f"seed{cell.seed}-round{cell.round:02d}.safetensors"
-            folder.mkdir(parents=True, exist_ok=True)
-            ticket = load_ticket(path)
-            given = {key: ticket.manifest[key] for key in OF_CHANNELS if key in ticket.manifest}
-            save_ticket(target, replace(ticket, manifest={**given, **self.lineage(cell)}))
+            if path.exists():
+                target = self._place("tickets", cell)
+                save_ticket(target, replace(load_ticket(path), manifest=self.lineage(cell)))
+                yield target
 
-    def write_models(self, summary: Mapping[str, Any]) -> None:
+    def write_models(self, summary: Mapping[str, Any]) -> Iterator[Path]:
         """OUT/models: the dense and the best ticket's networks of every seed, or all if asked."""
         everything = self.tables.setting.config.run.keep == "all"
         for cell in self.tables.plan.cells:
-            final = self.tables.store.path(cell.train) / "final.safetensors"
+            final = self.tables.model_path(cell)
             best = cell.kind in OWN_ARMS and cell.round == self._best_round(cell.arm, summary)
             if final.exists() and (everything or cell.kind == "dense" or best):
-                folder = self._folder("models", cell.arm)
-                folder.mkdir(parents=True, exist_ok=True)
-                name = f"{cell.kind}-seed{cell.seed}-round{cell.round:02d}.safetensors"
+                target = self._place("models", cell)
                 manifest = {
                     **self.lineage(cell),
                     "arm": cell.kind,
                     "shape": list(self.tables.setting.shape),
                 }
-                save_model(folder / name, load_weights_file(final), manifest)
+                save_model(target, load_weights_file(final), manifest)
+                yield target
 
     def _best_round(self, arm: Arm, summary: Mapping[str, Any]) -> int:
         """The round of the ticket's sparsity by the primary metric; without a winner the first."""
@@ -130,19 +147,20 @@ class Exports:
             if cell.arm == arm:
                 yield Row(**self.tables.key(cell), metric="", value=0)
 
-    def write_samples(self) -> None:
+    def write_samples(self) -> Iterator[Path]:
         """OUT/samples: the grids of seed 0, one an arm and round, and the originals."""
         if self.tables.setting.task.family == "autoencoder":
             images = self.tables.setting.images.splits["judge"][: GRID_COLUMNS * GRID_ROWS]
             (self.tables.out / "samples").mkdir(exist_ok=True)
-            save_grid(self.tables.out / "samples" / "originals.png", images)
+            picture = io.BytesIO()
+            save_grid(picture, images)
+            write_atomic(self.tables.out / "samples" / "originals.png", picture.getvalue())
         for cell in self.tables.plan.cells:
             grid = self.tables.store.path(cell.evaluate) / "grid.png"
             if cell.seed == 0 and grid.exists():
-                folder = self._folder("samples", cell.arm)
-                folder.mkdir(parents=True, exist_ok=True)
-                target = folder / f"{cell.kind}-round{cell.round:02d}.png"
+                target = self._place("samples", cell)
                 write_atomic(target, grid.read_bytes())
+                yield target
 
     def write_log(self, summary: Mapping[str, Any]) -> None:
         """OUT/log.jsonl: losses, judgements on validation and events of every training by step."""
@@ -152,8 +170,7 @@ class Exports:
             where = {
                 k: v
                 for k, v in self.tables.key(cell).items()
-                if k in ("method", "arm", "networks", "rewind_steps", "compress", "seed", "round")
-                and (v is not None or k != "compress")
+                if k in LOGGED and (v is not None or k != "compress")
             }
             lines += [{**where, **row} for row in record.get("log", [])]
             course = self.tables.record(cell.evaluate).get("course", {}).get("by_step", {})
@@ -172,5 +189,4 @@ class Exports:
                 lines.append(
                     {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}
                 )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomic(self.tables.out / "log.jsonl", text.encode())
+        write_log(self.tables.out / "log.jsonl", lines)

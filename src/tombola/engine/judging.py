@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -274,7 +274,7 @@ def _summaries(parts: Mapping[str, Tensor]) -> dict[str, float]:
     return values
 
 
-def save_grid(path: Path, images: Tensor, columns: int = GRID_COLUMNS) -> None:
+def save_grid(place: Path | BinaryIO, images: Tensor, columns: int = GRID_COLUMNS) -> None:
     """uint8 images (N, C, H, W) as one PNG, without gaps."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)
@@ -283,4 +283,4 @@ def save_grid(path: Path, images: Tensor, columns: int = GRID_COLUMNS) -> None:
         row, column = divmod(index, columns)
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
     picture = Image.fromarray(sheet if channels == 3 else sheet[..., 0])
-    picture.save(path, format="PNG", optimize=True)
+    picture.save(place, format="PNG", optimize=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-import tombola
+from tombola.engine.handed_out import name_of, size_of
+from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
+from tombola.metrics.rules import fixed_margins
 from tombola.metrics.stability import stability
 from tombola.metrics.statistics import (
     OWN_ARMS,
@@ -28,7 +26,7 @@ from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
-from tombola.runs.store import Store, write_json
+from tombola.runs.store import Store, finite, write_json
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
 
@@ -42,8 +40,8 @@ def task_name(setting: Setting) -> str:
     return split_file_spec(name)[1] if is_file_spec(name) else name
 
 
-def resolved(setting: Setting, command: str) -> dict[str, Any]:
-    """What ``config.json`` keeps: the config whole, all that was resolved from it, and versions."""
+def whole_config(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The tables of a config with every number that was left to task, data or machine."""
     tables = setting.config.tables()
     tables["task"] = {
         "name": setting.config.task.name,
@@ -53,11 +51,20 @@ def resolved(setting: Setting, command: str) -> dict[str, Any]:
     tables["train"].update(steps=setting.steps, epochs=0.0)
     tables["judge"]["samples"] = setting.judged_samples
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
+    return tables
+
+
+def resolved(setting: Setting, command: str, recipe: str) -> dict[str, Any]:
+    """What ``config.json`` keeps: the config whole, all that was resolved from it, and versions.
+
+    ``recipe``: the kind of command.
+    """
     return {
         "format": "tombola.config/1",
         "command": command,
-        "config": tables,
+        "config": whole_config(setting),
         "resolved": {
+            "recipe": recipe,
             "task": task_name(setting),
             "family": setting.task.family,
             "data": setting.images.name,
@@ -75,46 +82,11 @@ def resolved(setting: Setting, command: str) -> dict[str, Any]:
             "sample_macs": setting.work.sample_macs,
             "judge": dict(setting.judge) if setting.judge else None,
             "classifier": dict(setting.classifier) if setting.classifier else None,
+            "margins": fixed_margins(setting.config.verdict.margins),
         },
         "versions": versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions and machine: recorded, not part of a run's name."""
-    return {
-        "tombola": tombola.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=2,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 class Output:
@@ -131,14 +103,16 @@ class Output:
         return self.records[name]
 
     def write(self, runs: Mapping[str, int]) -> dict[str, Any]:
-        """Write results.csv, costs.csv and summary.json; returns the last one's object."""
+        """Write results.csv and summary.json; returns the latter's object."""
         rows = list(self.rows())
         write_results(self.out / "results.csv", rows)
-        costs = list(self.cost_rows())
-        write_costs(self.out / "costs.csv", costs)
-        summary = self.summary(rows, costs, runs)
+        summary: dict[str, Any] = finite(self.summary(rows, list(self.cost_rows()), runs))
         write_json(self.out / "summary.json", summary)
         return summary
+
+    def write_costs(self) -> None:
+        """Write costs.csv, which has the sizes of the files that are handed out by then."""
+        write_costs(self.out / "costs.csv", list(self.cost_rows()))
 
     def key(self, cell: Cell) -> dict[str, Any]:
         """The columns that say which training a row is about."""
@@ -189,7 +163,6 @@ class Output:
             work, total = self.work_of(cell)
             left = total - (cell.pool - cell.kept) if cell.pool and cell.ticket else total
             before = [self.record(name) for name in cell.before]
-            final = self.store.path(cell.train) / "final.safetensors"
             yield CostRow(
                 **self.key(cell),
                 train_flops=2 * work.step_macs * self.steps_of(trained),
@@ -203,10 +176,13 @@ class Output:
                 macs_per_sample=work.sample_macs,
                 parameters=total,
                 nonzero_parameters=left,
-                ticket_bytes=_size(self.ticket_path(cell)) if cell.kind in OWN_ARMS else None,
-                model_bytes=_size(final),
+                ticket_bytes=self._ticket_bytes(cell) if cell.kind in OWN_ARMS else None,
+                model_bytes=size_of(self.place("models", cell), self.model_path(cell)),
                 peak_memory_bytes=trained.get("peak_memory_bytes"),
             )
+
+    def _ticket_bytes(self, cell: Cell) -> int | None:
+        return size_of(self.place("tickets", cell), self.ticket_path(cell))
 
     def work_of(self, cell: Cell) -> tuple[Work, int]:
         """The work of a cell's networks, and their parameters."""
@@ -274,13 +250,14 @@ class Output:
                 reasons = why.get(metric_kind(metric))
                 if reasons is not None:
                     text = f"No verdict on {metric}: its judge failed its gate ({reasons})."
-                    verdict.update(
-                        state="undecided",
-                        reason="judge failed its gate",
-                        sparsity=None,
-                        bracket=[None, None],
-                        sentence=text,
-                    )
+                    verdict |= {
+                        **dict.fromkeys(("sparsity", "matches_up_to")),
+                        "state": "undecided",
+                        "reason": "judge failed its gate",
+                        "bracket": [None, None],
+                        "at_least": False,
+                        "sentence": text,
+                    }
 
     def _once(self, costs: list[CostRow]) -> list[CostRow]:
         """Cost rows with each training counted once, however many arms share it."""
@@ -312,7 +289,7 @@ class Output:
                 continue
             steps = self.record(cell.evaluate).get("by_step", {})
             path = [steps[k].get(primary) for k in sorted(steps, key=int)]
-            if len(path) >= 2 and path[0]:
+            if len(path) >= 2 and path[0] and path[-1] is not None:
                 label = f"{self.arm_label(cell.arm)}/{cell.kind}-round{cell.round:02d}"
                 changes.setdefault(label, []).append((path[-1] - path[0]) / abs(path[0]))
         return {label: statistics.fmean(values) for label, values in changes.items()}
@@ -357,16 +334,27 @@ class Output:
 
     def arm_label(self, arm: Arm) -> str:
         """The arm's folder name, which also stands for it in summary.json."""
-        return arm.folder(self._rewind(arm), len(self.setting.config.train.precision) > 1)
+        return arm.folder(self._rewinds[arm], len(self.setting.config.train.precision) > 1)
 
-    def _rewind(self, arm: Arm) -> int | None:
-        return next(c.rewind_steps for c in self.plan.cells if c.arm == arm)
+    @cached_property
+    def _rewinds(self) -> dict[Arm, int | None]:
+        return {cell.arm: cell.rewind_steps for cell in reversed(self.plan.cells)}
 
     def ticket_path(self, cell: Cell) -> Path:
         """The ticket in the store that a cell was trained from."""
         assert cell.ticket is not None
         return self.store.path(cell.ticket) / "ticket.safetensors"
 
+    def model_path(self, cell: Cell) -> Path:
+        """The trained networks in the store."""
+        return self.store.path(cell.train) / "final.safetensors"
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None
+    def place(self, kind: str, cell: Cell) -> Path:
+        """Where a cell's file of a kind is handed out; in a folder of its arm if there are several.
+
+        ``kind``: tickets, models or samples.
+        """
+        folder = self.out / kind
+        if len(self.plan.arms) > 1:
+            folder /= self.arm_label(cell.arm)
+        return folder / name_of(kind, cell)

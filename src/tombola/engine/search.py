@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config, build
+from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.engine import local_pool
+from tombola.engine.earlier import inherit, read_earlier, refuse_changes
 from tombola.engine.exports import Exports
-from tombola.engine.output import Output, resolved
+from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.rejudging import stand_ins
 from tombola.engine.stages import Context
-from tombola.errors import ConfigError, UserError
 from tombola.recipes.cells import Plan
+from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, resolve
 from tombola.registry import is_file_spec
 from tombola.runs.plan import Node
 from tombola.runs.results import Row
 from tombola.runs.store import Store, locked, write_json
-
-EXTENDABLE = {
-    ("search", "seeds"),
-    ("search", "rounds"),
-    ("search", "controls"),
-    ("search", "method"),
-    ("search", "rewind"),
-    ("prune", "networks"),
-    ("prune", "compress"),
-    ("train", "precision"),
-    ("run", "workers"),
-    ("run", "keep"),
-}
-"""Values that may differ when a search is taken up again: what is there is used again."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,8 @@ class Request:
     data_dir: Path | None
     out: Path
     command: str
+    recipe: str
+    """The kind of command: what may be added to its folder goes by it."""
     planner: Callable[[Setting], Plan]
     chains: int = 1
     """How many trainings can be under way at once."""
@@ -75,6 +64,9 @@ class Progress:
 
     def begin(self, steps: int, runs: int) -> None:
         """The training steps and runs that are left."""
+
+    def note(self, text: str) -> None:
+        """What is to be known before the runs begin."""
 
     def advance(self, steps: int) -> None:
         """Training steps done since the last call."""
@@ -99,8 +91,16 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
     config = inherit(request.config, earlier)
     setting = resolve(config, request.data_dir, request.chains)
     if earlier is not None:
-        refuse_changes(earlier, resolved(setting, request.command), request.out)
-    return setting, request.planner(setting)
+        refuse_changes(earlier, told(request, setting), request.out)
+    plan = request.planner(setting)
+    families = {task_name(setting): setting.task.family}
+    plan.earlier = stand_ins(plan.graph, Store(request.out / "store"), families)
+    return setting, plan
+
+
+def told(request: Request, setting: Setting) -> dict[str, Any]:
+    """What ``config.json`` keeps of a request."""
+    return resolved(setting, request.command, request.recipe)
 
 
 def run(request: Request, progress: Progress | None = None) -> Result:
@@ -111,12 +111,15 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         with gone_if_refused((*request.made, *made)):
             setting, plan = prepare(request)
         store = Store(request.out / "store")
-        write_json(request.out / "config.json", resolved(setting, request.command))
+        write_json(request.out / "config.json", told(request, setting))
         fields = context_fields(request, setting, store)
+        if few := few_draws(setting):
+            progress.note(few)
         runs = carry_graph(setting, plan, store, fields, lock=lock, progress=progress)
         output = Output(setting, plan, store, request.out)
         summary = output.write(runs)
         Exports(output).write(summary)
+        output.write_costs()
         return Result(request.out, summary, list(output.rows()))
 
 
@@ -148,7 +151,7 @@ def carry_graph(
             local_pool.Work(
                 graph=plan.graph,
                 store=store,
-                context=fields,
+                context={**fields, "earlier": plan.earlier},
                 workers=setting.workers,
                 threads=setting.threads,
                 lock=lock,
@@ -212,57 +215,6 @@ def discard(node: Node, plan: Plan, store: Store) -> None:
         return
     readers = [n for n in plan.graph if train in (n.parents.get("train"), n.parents.get("dense"))]
     if all(store.has(each.hash) for each in readers):
-        store.discard_files(train, "judge-*.safetensors")
+        if train not in plan.kept:
+            store.discard_files(train, "judge-*.safetensors")
         store.discard_files(train, "state-*.safetensors")
-
-
-def read_earlier(out: Path) -> dict[str, Any] | None:
-    """The ``config.json`` of an earlier call, if there is one."""
-    path = out / "config.json"
-    try:
-        earlier: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        build(earlier["config"])
-        run = earlier["config"]["run"]
-        _ = run["threads"], run["device"], earlier["resolved"]["data_sha256"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
-        raise ConfigError(
-            f"{path} of an earlier call cannot be used ({type(error).__name__}: {error}); "
-            "choose another folder with --out, or delete this one"
-        ) from error
-    return earlier
-
-
-def inherit(config: Config, earlier: Mapping[str, Any] | None) -> Config:
-    """What the machine decided in the first call (device, threads) stays unless asked otherwise."""
-    if earlier is None:
-        return config
-    run = earlier["config"]["run"]
-    changes: dict[str, Any] = {}
-    if not config.run.threads:
-        changes["threads"] = run["threads"]
-    if config.run.device == "auto":
-        changes["device"] = run["device"]
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
-
-
-def refuse_changes(earlier: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """ConfigError that shows what differs, unless only extendable values do."""
-    differences = []
-    defaults = Config().tables()
-    for section, table in now["config"].items():
-        before = earlier["config"].get(section, {})
-        if section != "task":
-            # What an older version did not know was as it is now by default.
-            before = {**defaults[section], **before}
-        for key in sorted({*table, *before}):
-            if (section, key) not in EXTENDABLE and before.get(key) != table.get(key):
-                differences.append(f"{section}.{key} {before.get(key)!r} -> {table.get(key)!r}")
-    if earlier["resolved"]["data_sha256"] != now["resolved"]["data_sha256"]:
-        differences.append("the images of the data source")
-    if differences:
-        raise ConfigError(
-            f"{out} holds a search with another config ({'; '.join(differences)}); "
-            "choose another folder with --out, or give the values it was begun with"
-        )

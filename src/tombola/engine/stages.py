@@ -11,6 +11,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
 from tombola.engine.starts import trainer_of
 from tombola.errors import DivergedError
 from tombola.recipes.cells import course_steps, judged_steps
+from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
 from tombola.training.checkpoint import load_state, save_state, save_weights
+from tombola.training.trainer import Trainer
 
 __all__ = ["STAGES", "Context", "execute"]
 
@@ -54,7 +57,7 @@ def train(node: Node, context: Context) -> None:
         return
     trainer = trainer_of(config, context, node)
     first, total = trainer.step, trainer.settings.total_steps
-    made = _smaller(node, context) | {"from_step": first, "steps": total}
+    made = _smaller(node, context, trainer) | {"from_step": first, "steps": total}
     seconds = 0.0
     checkpoint = part / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -101,8 +104,13 @@ def train(node: Node, context: Context) -> None:
     )
 
 
-def _smaller(node: Node, context: Context) -> dict[str, Any]:
+def _smaller(node: Node, context: Context, trainer: Trainer) -> dict[str, Any]:
     """What the record of a network that was cut or thinned says beside what all say."""
+    if node.config["start"] == "compact" and "ticket" in node.parents:
+        # Cut by a file's ticket, at the start of this very training: nothing counted it before.
+        work = work_of(trainer.task, trainer.networks, tuple(node.config["data"]["shape"]))
+        parameters = (p for network in trainer.networks.values() for p in network.parameters())
+        return {"parameters": sum(p.numel() for p in parameters), "work": asdict(work)}
     for role in ("cut", "thin"):
         if role in node.parents:
             record = context.store.record(node.parents[role])
@@ -136,16 +144,24 @@ def evaluation(node: Node, context: Context) -> None:
     runtime = context.runtime(config)
     last = max(config["steps"])
     weights = {step: JudgedState(trained, step, last) for step in config["steps"]}
+    before = (
+        context.store.record(context.earlier[node.hash]) if node.hash in context.earlier else {}
+    )
+    if before:
+        weights = {last: weights[last]}
     judges = _judge_files(node, context)
     task = context.make_task(config)
     images = context.images(tuple(config["data"]["shape"]))
     record, made = evaluate(config, task, images, runtime, weights, judges)
     if config["grid"]:
         save_grid(part / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
+    record["by_step"] = {**before.get("by_step", {}), **record["by_step"]}
     bad = [name for name, value in record["values"].items() if not math.isfinite(value)]
     if bad:
         # Weights can be finite and what they make not: no number stands for such a network.
         record = {"diverged": record["step"], "why": f"not finite: {', '.join(bad)}"}
+    elif before:
+        record |= {"course": before["course"]} if "course" in before else {}
     elif config["validation_samples"] and len(images.splits["validation"]) > 1:
         begun = training.get("from_step", training["config"].get("from_step", 0))
         states = {s: JudgedState(trained, s, last) for s in course_steps(last, begun)}

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tombola.config import Config
+from tombola.engine.earlier import (
+    SEARCH_AND_TRANSFER,
+    inherit,
+    read_earlier,
+    refuse_changes,
+)
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.rejudging import stand_ins
 from tombola.engine.search import (
     Progress,
     Request,
@@ -22,9 +29,6 @@ from tombola.engine.search import (
     carry_graph,
     context_fields,
     gone_if_refused,
-    inherit,
-    read_earlier,
-    refuse_changes,
 )
 from tombola.metrics.transfers import transfer_verdicts
 from tombola.recipes import recipes, transfer
@@ -32,7 +36,7 @@ from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, resolve
 from tombola.recipes.transfer import Route, TicketFacts
 from tombola.runs.results import Row, write_costs, write_results
-from tombola.runs.store import Store, locked, write_json
+from tombola.runs.store import Store, finite, locked, write_json
 from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
 
 Settings = dict[str, Setting]
@@ -58,6 +62,13 @@ class TransferRequest:
     """How many trainings can be under way at once."""
 
     @property
+    def recipe(self) -> str:
+        """The kind of command: what may be added to its folder goes by it."""
+        if self.ticket is not None:
+            return f"transfer:{self.ticket.sha256}"
+        return SEARCH_AND_TRANSFER if self.search else "transfer"
+
+    @property
     def main(self) -> str:
         """The task that the folder is about."""
         return next(iter(self.configs))
@@ -69,6 +80,7 @@ class TransferRequest:
             data_dir=self.data_dir,
             out=self.out,
             command=self.command,
+            recipe=self.recipe,
             planner=recipes.search,
             chains=self.chains,
             inputs=self.inputs,
@@ -98,26 +110,34 @@ class _TaskOutput(Output):
 def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
     """Resolve every task against what the folder has already, and plan the runs of all."""
     earlier = read_earlier(request.out)
-    settings: Settings = {}
-    for name, config in request.configs.items():
-        setting = resolve(inherit(config, earlier), request.data_dir, request.chains)
-        before = earlier
-        if name != request.main and earlier is not None:
-            before = earlier.get("transfer", {}).get("tasks", {}).get(name)
-        if before is not None:
-            refuse_changes(before, resolved(setting, request.command), request.out)
-        settings[name] = setting
+    settings = {
+        name: resolve(inherit(config, earlier), request.data_dir, request.chains)
+        for name, config in request.configs.items()
+    }
+    if earlier is not None:
+        now, others = told(request, settings), earlier.get("transfer", {}).get("tasks", {})
+        refuse_changes(earlier, now, request.out)
+        for name, each in now["transfer"]["tasks"].items():
+            if name in others:
+                refuse_changes(others[name], each, request.out)
+    plans = _plans(request, settings)
+    families = {task_name(each): each.task.family for each in settings.values()}
+    first = next(iter(plans.values()))
+    first.earlier = stand_ins(first.graph, Store(request.out / "store"), families)
+    return settings, plans
+
+
+def _plans(request: TransferRequest, settings: Settings) -> dict[str, Plan]:
+    """The plan of every task that has rows of its own, the main one's first: one graph."""
     if request.ticket is not None:
         (route,) = request.routes
-        return settings, {
-            route.target: transfer.from_file(settings[route.target], route, request.ticket)
-        }
+        return {route.target: transfer.from_file(settings[route.target], route, request.ticket)}
     plans = transfer.between(settings, request.routes)
     if request.search:
         found = recipes.search(settings[request.main])
         transfer.joined(plans, found)
         plans = {request.main: found, **plans}
-    return settings, plans
+    return plans
 
 
 def run(request: TransferRequest, progress: Progress | None = None) -> Result:
@@ -150,7 +170,7 @@ def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:
     """What ``config.json`` keeps: the main task's, and under ``transfer`` the routes and others."""
     others = {name: each for name, each in settings.items() if name != request.main}
     return {
-        **resolved(settings[request.main], request.command),
+        **resolved(settings[request.main], request.command, request.recipe),
         "transfer": {
             "search": request.search,
             "routes": [
@@ -162,7 +182,10 @@ def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:
                 }
                 for route in request.routes
             ],
-            "tasks": {name: resolved(each, request.command) for name, each in others.items()},
+            "tasks": {
+                name: resolved(each, request.command, request.recipe)
+                for name, each in others.items()
+            },
         },
     }
 
@@ -192,21 +215,24 @@ def _write(
         for name, output in outputs.items()
     }
     write_results(request.out / "results.csv", [row for each in rows.values() for row in each])
-    write_costs(request.out / "costs.csv", [row for each in costs.values() for row in each])
     every = [row for each in rows.values() for row in each]
-    summary = {
-        **summaries[request.main],
-        "runs": {**runs, "diverged": sum(s["runs"]["diverged"] for s in summaries.values())},
-        "cost": {
-            key: sum(each["cost"][key] for each in summaries.values())
-            for key in summaries[request.main]["cost"]
-        },
-        "transfer": _verdicts(request, summaries, outputs, every),
-    }
+    summary: dict[str, Any] = finite(
+        {
+            **summaries[request.main],
+            "runs": {**runs, "diverged": sum(s["runs"]["diverged"] for s in summaries.values())},
+            "cost": {
+                key: sum(each["cost"][key] for each in summaries.values())
+                for key in summaries[request.main]["cost"]
+            },
+            "transfer": _verdicts(request, summaries, outputs, every),
+        }
+    )
     write_json(request.out / "summary.json", summary)
     for name, output in outputs.items():
         output.out.mkdir(parents=True, exist_ok=True)
         Exports(output).write(summaries[name])
+    sized = [row for output in outputs.values() for row in output.cost_rows()]
+    write_costs(request.out / "costs.csv", sized)
     return summary
 
 

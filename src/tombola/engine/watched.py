@@ -19,12 +19,15 @@ def watched(
 
     By seed: ``step`` and ``steps`` (where it was cut, of how many), ``forced`` (it had not settled
     by half of them), ``overlap`` (network -> share of its channels that the end of dense training
-    chooses too, and that share by chance), ``widths`` (group -> channels before and after), and
-    ``largest`` (step and network -> the distance that the rule compared). Of the first seed also
+    chooses too, and that share by chance), ``widths`` (group -> channels before and after),
+    ``largest`` (step and network -> the distance that the rule compared), and ``thin_flops``
+    (network -> what thin-flops has of its multiply-adds, where it is among the controls). Of the
+    first seed also
     ``matrix``: network -> the distances of all draws from each other, at ``draws``. Once an arm
     ``rule``, ``delta``, ``settle``, ``left`` (what could not be cut, and why) and ``by_scale``.
     """
     found: dict[str, Any] = {}
+    thin = _thin(plan, record)
     for cell in plan.cells:
         if cell.kind != "compact" or cell.cut not in plan.watches:
             continue
@@ -43,6 +46,7 @@ def watched(
             "overlap": runs["overlap"].get("overlap"),
             "widths": made["widths"],
             "largest": dict(zip(map(str, watch["steps"]), watch["largest"], strict=True)),
+            "thin_flops": thin.get(cell.cut, {}),
         }
         if "matrix" not in arm and watch["steps"]:
             draws, distances = unpacked(watch).matrix()
@@ -51,4 +55,16 @@ def watched(
                 name: [[round(value, DIGITS) for value in row] for row in rows.tolist()]
                 for name, rows in distances.items()
             }
+    return found
+
+
+def _thin(plan: Plan, record: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Cut -> network -> what thin-flops has of the multiply-adds of the smaller network."""
+    found = {}
+    for cell in plan.cells:
+        if cell.kind == "thin-flops" and cell.cut is not None:
+            made = record(plan.graph[cell.train].parents["thin"])
+            # Runs of an earlier version did not record it.
+            parts = made.get("plan", {}).items()
+            found[cell.cut] = {name: part["ratio"] for name, part in parts if "ratio" in part}
     return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tombola.config import Config
 from tombola.errors import ConfigError
-from tombola.loops.book import Book, Facts
+from tombola.loops.book import Book, Facts, Round
 from tombola.registry import file_sha256
 from tombola.values import parse_rewind
 
@@ -76,22 +78,59 @@ def request_of(config: Config, words: Sequence[str], out: Path | None, command: 
     return request
 
 
-def describe(request: Request) -> list[str]:
-    """What would be run, line by line, without running it."""
-    book = Book(request.out, request.facts)
-    there = sum(book.has(*each) for each in book.rounds())
+def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What would be run, without running it: the search as tables, and lines on the plan.
+
+    What only the script knows (its networks, its work, how long it takes) is told once a training
+    of this search is there.
+    """
+    book, facts = Book(request.out, request.facts), request.facts
+    book.recall()
     every = list(book.rounds())
-    facts = request.facts
+    whole = [each for each in every if book.has(*each)]
     shares = [f"{1 - facts.kept(k, MANY) / MANY:.1%}" for k in range(1, len(facts.levels) + 1)]
-    return [
-        f"{len(every)} trainings of {' '.join(request.words)}, {there} of them there already",
+    kinds, done = (Counter(arm for arm, _, _ in found) for found in (every, whole))
+    tables: dict[str, dict[str, Any]] = {
+        "search": {
+            "rounds": len(facts.levels),
+            "rate": facts.rate,
+            "sparsity": list(facts.sparsity),
+            "rewind": f"{facts.rewind_steps}it",
+            "controls": list(facts.controls),
+            "seeds": facts.seeds,
+        },
+        "prune": {"networks": facts.networks},
+        "train": {"steps": facts.steps},
+        "script": {"words": list(request.words)},
+    }
+    return tables, [
+        f"{len(every)} trainings of {' '.join(request.words)}, {len(whole)} of them there already",
         f"pruned: {facts.networks}; rewound to step {facts.rewind_steps}; each training "
         + (f"stopped after {facts.steps:,} steps" if facts.steps else "as long as the script goes"),
         f"sparsity by round: {', '.join(shares)}",
         f"of each seed ({facts.seeds}): dense, then the ticket of each round"
         + (f" and its controls {', '.join(facts.controls)}" if facts.controls else ""),
         f"in {request.out}",
+        "graph:",
+        *(f"  {arm}: {kinds[arm]} trainings, {done[arm]} of them done" for arm in kinds),
+        *_estimates(book, [book.read(*each) for each in whole], len(every) - len(whole)),
     ]
+
+
+def _estimates(book: Book, whole: Sequence[Round], left: int) -> list[str]:
+    """Time and disk, by the trainings that are there, and what a margin needs."""
+    from tombola.dry_run import disk, disk_bytes, margins  # torch, not needed to be refused
+
+    seconds = [made.seconds + (made.eval_seconds or 0.0) for made in whole if not made.not_run]
+    lines = ["work: MACs are not known, as the script trains in its own way"]
+    if not seconds:
+        unknown = "not known before the first training; ask again when it is there"
+        return [*lines, f"left: {left} trainings, one after another; time and disk are {unknown}",
+                *margins()]  # fmt: skip
+    each = sum(seconds) / len(seconds)
+    size = disk_bytes(sum(book.facts.parameters.values()), left)
+    told = f"left: {left} trainings, one after another: about {left * each / 60:.3g} minutes"
+    return [*lines, f"{told}, by the {each:.3g} s of those that are there", disk(size), *margins()]
 
 
 def command_of(words: Sequence[str], seed: int = 0) -> list[str]:

@@ -129,6 +129,12 @@ class Round:
     """Its chain had diverged before."""
     eval_seconds: float | None = None
     """What judging it took."""
+    device: str = ""
+    """Where its networks were: cpu, cuda."""
+    threads: int | None = None
+    """Threads of its process."""
+    shape: Sequence[int] = ()
+    """Channels, height and width of its images; empty without any."""
     log: Sequence[Mapping[str, Any]] = ()
     """Rows with a ``step``: what was measured on the way."""
 
@@ -201,15 +207,22 @@ class Book:
 
         As long as no round is whole, words may change: a first round that failed is mended so.
         """
-        path = self.out / CONFIG
+        path, foreign = self.out / CONFIG, False
         try:
-            earlier = json.loads(path.read_text("utf-8"))["config"]["script"]["fixed"]
+            config = json.loads(path.read_text("utf-8"))["config"]
+            foreign = "search" in config
+            earlier = config["script"]["fixed"]
             now = json.loads(json.dumps(self.facts.fixed()))
             names = sorted({*earlier, *now})
             changed = [key for key in names if earlier.get(key) != now.get(key)]
         except FileNotFoundError:
             return
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if foreign:
+                raise ConfigError(
+                    f"{self.out} holds a search of tombola find, train or transfer; choose another "
+                    "out folder"
+                ) from error
             raise ConfigError(
                 f"{path} is of no search around a training of your own "
                 f"({type(error).__name__}: {error}); choose another out folder"

@@ -23,7 +23,7 @@ from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config, write_folder
 from tombola.loops.listening import listening
-from tombola.loops.measured import Measured, save_images
+from tombola.loops.measured import Measured, save_images, surroundings
 from tombola.loops.modules import Modules, Networks, Weights, copied, generators_as_found
 from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
 from tombola.runs.results import read_results
@@ -124,8 +124,9 @@ class _Drawing:
         state = self._state(modules.networks, ticket)
         bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
         began = time.perf_counter()
+        shape: tuple[int, ...] = ()
         if not bad:
-            self._judge(part, seed, modules.networks, measured)
+            shape = self._judge(part, seed, modules.networks, measured)
             if ticket is None:
                 assert clock.snapshot is not None
                 save_weights(part / REWIND, clock.snapshot)
@@ -140,6 +141,8 @@ class _Drawing:
             eval_seconds=time.perf_counter() - began if self.options.judge else None,
             diverged=clock.steps if why else None,
             why=why,
+            shape=shape,
+            **surroundings(modules.networks),
             **measured.told(),
         )
         book.commit(made)
@@ -190,8 +193,10 @@ class _Drawing:
         return state
 
     @torch.no_grad()
-    def _judge(self, part: Path, seed: int, networks: Networks, measured: Measured) -> None:
-        """Ask the user's judge and samples, the networks in eval mode."""
+    def _judge(
+        self, part: Path, seed: int, networks: Networks, measured: Measured
+    ) -> tuple[int, ...]:
+        """Ask the user's judge and samples, the networks in eval mode; (C, H, W) of the latter."""
         options = self.options
         for network in networks.values():
             network.eval()
@@ -202,9 +207,10 @@ class _Drawing:
             for metric, value in found.items():
                 better, margin = _of(options.better, metric), _of(options.margin, metric)
                 measured.add(metric, value, None, better, margin, step=self.book.facts.steps)
-        if options.sample is not None:
-            seed_everything(seed, "sample")
-            save_images(part / GRID, options.sample(*(networks,)[: arity(options.sample)]))
+        if options.sample is None:
+            return ()
+        seed_everything(seed, "sample")
+        return save_images(part / GRID, options.sample(*(networks,)[: arity(options.sample)]))
 
     def _tell(self, made: Round) -> None:
         if self.options.tell is not None:

@@ -15,7 +15,7 @@ from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
 from tombola.loops.clock import Clock
-from tombola.loops.measured import Measured, save_images
+from tombola.loops.measured import Measured, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
 from tombola.sparsity.masks import Masks
@@ -85,8 +85,9 @@ class Ending:
             k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())
         ]
         started = time.perf_counter()
+        shape: tuple[int, ...] = ()
         if not bad:
-            self._judge(clock.steps)
+            shape = self._judge(clock.steps)
             if self.order.start == "own":
                 assert clock.snapshot is not None
                 save_weights(self.part / REWIND, clock.snapshot)
@@ -106,6 +107,8 @@ class Ending:
                 "eval_seconds": spent if self.judge else None,
                 "diverged": clock.steps if why else None,
                 "why": why,
+                "shape": list(shape),
+                **surroundings(training.networks),
                 **self.measured.told(),
             },
             "ended": not bad,
@@ -130,8 +133,8 @@ class Ending:
                 f"{order.rewind_steps}; give an earlier --rewind"
             )
 
-    def _judge(self, step: int) -> None:
-        """Ask the script's own judge and its images."""
+    def _judge(self, step: int) -> tuple[int, ...]:
+        """Ask the script's own judge and its images; returns (C, H, W) of those, if any."""
         if self.judge is not None:
             found = self.judge()
             if found is not None and not isinstance(found, Mapping):
@@ -140,9 +143,10 @@ class Ending:
                 )
             for metric, value in (found or {}).items():
                 self.measured.add(metric, value, None, None, None, step=step)
-        if self.sample is not None:
-            with torch.no_grad():
-                save_images(self.part / GRID, self.sample())
+        if self.sample is None:
+            return ()
+        with torch.no_grad():
+            return save_images(self.part / GRID, self.sample())
 
 
 def _sizes(networks: Mapping[str, nn.Module]) -> list[tuple[str, int]]:

@@ -5,20 +5,19 @@ The same files as ``tombola find`` writes: tables, verdicts, tickets, models, gr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tombola.engine.output import versions
+from tombola.engine.surroundings import git_commit, versions
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
-from tombola.metrics.rules import Rule, register_rule
+from tombola.metrics.rules import Rule, fixed_margins, register_rule
 from tombola.metrics.statistics import OWN_ARMS, search_key, summarise
 from tombola.report.page import write_report
 from tombola.runs.results import CostRow, Row, write_costs, write_results
-from tombola.runs.store import write_atomic, write_json
+from tombola.runs.store import write_atomic, write_json, write_log
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
@@ -33,8 +32,17 @@ def write_folder(book: Book, runs: Mapping[str, int]) -> dict[str, Any]:
 
 
 def write_config(book: Book) -> None:
-    """Write OUT/config.json: what was asked, what is known of the networks, versions."""
+    """Write OUT/config.json: what was asked, what is known of the networks, versions.
+
+    What only the training's own process knows (device, threads, its images) is there once a round
+    is whole.
+    """
     facts = book.facts
+    whole = [book.read(*each) for each in book.rounds() if book.has(*each)]
+    made = next((each for each in whole if not each.not_run), None)
+    for each in whole:  # the margins of what a training measured besides are fixed with the others
+        for metric, rule in each.rules.items():
+            register_rule(metric, Rule(rule["better"], rule["margin"]))
     write_json(
         book.out / CONFIG,
         {
@@ -46,7 +54,11 @@ def write_config(book: Book) -> None:
                     "rounds": len(facts.levels),
                     "seeds": facts.seeds,
                     "controls": list(facts.controls),
-                }
+                },
+                "run": {
+                    "device": made.device if made else None,
+                    "threads": made.threads if made else None,
+                },
             },
             "resolved": {
                 "task": facts.task,
@@ -55,8 +67,11 @@ def write_config(book: Book) -> None:
                 "parameters": dict(facts.parameters),
                 "prunable": list(facts.prunable),
                 "prunable_weights": {facts.networks: sum(facts.prunable.values())},
+                "margins": fixed_margins(),
+                "shape": next((list(each.shape) for each in whole if each.shape), None),
             },
             "versions": versions(),
+            "git_commit": git_commit(),
         },
     )
 
@@ -159,9 +174,6 @@ class _Folder:
 
     def _summary(self, runs: Mapping[str, int]) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
-        for made in self.rounds:
-            for metric, rule in made.rules.items():
-                register_rule(metric, Rule(rule["better"], rule["margin"]))
         own = [row for row in self.rows if row.arm in OWN_ARMS]
         verdicts = summarise(
             self.rows,
@@ -273,8 +285,7 @@ class _Folder:
             lines += [{**where, **row} for row in made.log]
             if made.diverged is not None:
                 lines.append({**where, "event": "diverged", "step": made.diverged, "why": made.why})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomic(self.book.out / "log.jsonl", text.encode())
+        write_log(self.book.out / "log.jsonl", lines)
 
     def _place(self, kind: str, made: Round, start: str) -> Path:
         """OUT/<kind>/<start><S>-round<RR>.safetensors, its folder made."""

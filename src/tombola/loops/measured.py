@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tombola.errors import ConfigError
 from tombola.metrics.rules import Rule, rule_of
@@ -21,8 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
 _EVENTS = (DIVERGED, NOT_RUN)
 
 
-def save_images(path: Path, images: Any) -> None:
-    """Write the first 32 of a batch of images as one PNG of 8 columns.
+def save_images(path: Path, images: Any) -> tuple[int, ...]:
+    """Write the first 32 of a batch of images as one PNG of 8 columns; returns (C, H, W).
 
     ``images``: (N, C, H, W), C 1 or 3, uint8 or float in [-1, 1]. ConfigError for anything else.
     """
@@ -41,6 +43,14 @@ def save_images(path: Path, images: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     save_grid(temporary, shown.byte())
     temporary.replace(path)
+    return tuple(images.shape[1:])
+
+
+def surroundings(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The fields of a ``Round`` on where it was trained."""
+    leaves = (p for network in networks.values() for p in network.parameters())
+    device = next((leaf.device.type for leaf in leaves), "")
+    return {"device": device, "threads": torch.get_num_threads()}
 
 
 def check_rule(metric: str, better: str | None, margin: float | None) -> dict[str, Any] | None:

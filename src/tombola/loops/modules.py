@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError
 from tombola.loops.draws import permute
 from tombola.runtime import seed_everything
+from tombola.sparsity.names import networks_of
 from tombola.training.trainer import load_weights, named_state
 
 Networks = Mapping[str, nn.Module]
@@ -76,23 +77,13 @@ class Modules:
             load_weights(self.networks, self.came)
 
 
-def checked(networks: Any) -> dict[str, nn.Module]:
-    """Networks by name; ConfigError for anything else."""
-    if isinstance(networks, nn.ModuleDict):
-        networks = dict(networks.items())
-    if not isinstance(networks, Mapping) or not networks:
-        raise ConfigError(
-            f"networks is a {type(networks).__name__}; give a dict of name to torch.nn.Module, "
-            'such as {"generator": G, "discriminator": D}, or a function that returns one'
-        )
-    for name, network in networks.items():
+def checked(given: Any) -> dict[str, nn.Module]:
+    """Networks by name, which is a word; ConfigError for anything else."""
+    networks = networks_of(given)
+    for name in networks:
         if not isinstance(name, str) or not name.isidentifier():
             raise ConfigError(f"a network's name is {name!r}; give a word such as generator")
-        if not isinstance(network, nn.Module):
-            raise ConfigError(
-                f"network {name!r} is a {type(network).__name__}; give a torch.nn.Module"
-            )
-    return dict(networks)
+    return networks
 
 
 def copied(networks: Networks) -> Weights:

@@ -71,7 +71,7 @@ def own_arm(key: SearchKey) -> str:
 
 
 def needed_of(arm: str) -> tuple[str, ...]:
-    """The controls that an arm must beat to win, of those that were asked for."""
+    """The default controls of an arm, each of which it must beat to win."""
     return CHANNEL_CONTROLS if arm == "compact" else DEFAULT_CONTROLS
 
 
@@ -205,10 +205,9 @@ def read_levels(
                 "d_mean": own["d_mean"],
                 "diverged": own["diverged"],
             }
-    needed = [name for name in needed_of(arm) if name in controls]
     for level in levels:
-        beaten = all(level["controls"][name]["worse"] for name in needed)
-        level["wins"] = level["state"] == "matches" and bool(needed) and beaten
+        beaten = {name for name, found in level["controls"].items() if found["worse"]}
+        level["wins"] = level["state"] == "matches" and beaten.issuperset(needed_of(arm))
     return levels
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tombola.errors import ConfigError, unknown
 
@@ -65,6 +65,20 @@ def by_importance(metric: str) -> tuple[int, str]:
     kind = metric_kind(metric)
     order = PRIMARY_ORDER.index(kind) if kind in PRIMARY_ORDER else len(PRIMARY_ORDER)
     return order, metric
+
+
+def fixed_margins(margins: Mapping[str, float] | None = None) -> dict[str, dict[str, Any]]:
+    """Every rule there is, by kind or name, as config.json keeps it before the first training.
+
+    ``margins`` override as in ``rule_of``, with its ConfigErrors. ``share``: of the dense mean.
+    """
+    names = dict.fromkeys((*_RULES, *(margins or {})))
+    rules = {name: rule_of(name, margins) for name in names}
+    return {
+        name: {"margin": rule.margin, "share": rule.share, "better": rule.better}
+        for name, rule in rules.items()
+        if rule is not None
+    }
 
 
 def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | None:

@@ -7,9 +7,20 @@ from typing import Any
 
 from tombola.metrics.levels import needed_of
 
+_THIN = "train the thin network"
+"""The advice where a search found nothing that a thin network has not."""
+
 
 def sentence(verdict: Mapping[str, Any]) -> str:
-    """One sentence for a verdict of ``statistics.verdict``; names are as they came, unescaped."""
+    """One sentence for a verdict of ``statistics.verdict``; names are as they came, unescaped.
+
+    A second one where a thin network did as well as a smaller one that was searched for.
+    """
+    said = _of_state(verdict)
+    return said if _THIN in said else said + _thin_is_as_good(verdict)
+
+
+def _of_state(verdict: Mapping[str, Any]) -> str:
     state, reason = verdict["state"], verdict["reason"]
     if state == "wins":
         return _wins(verdict)
@@ -22,8 +33,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         thin = [name for name in so_do if name.startswith("thin-")]
         if verdict["arm"] == "compact" and thin:
             return (
-                f"{_matching(verdict)}, but so does {_and(thin)}: train the thin network, no "
-                f"search is needed{_then_worse(verdict)}."
+                f"{_matching(verdict)}, but so does {_and(thin)}: {_THIN}, no search is needed"
+                f"{_then_worse(verdict)}."
             )
         verb = "does" if len(so_do) == 1 else "do"
         return (
@@ -31,9 +42,11 @@ def sentence(verdict: Mapping[str, Any]) -> str:
             f"these runs show no winning ticket{_then_worse(verdict)}."
         )
     if reason == "no controls":
+        lacking = [n for n in needed_of(verdict["arm"]) if n not in verdict["controls"]]
+        those = "the controls" if len(lacking) > 1 else "the control"
         return (
-            f"{_matching(verdict)}, but without the controls {_or(needed_of(verdict['arm']))} a "
-            f"match cannot be told from a win{_then_worse(verdict)}."
+            f"{_matching(verdict)}, but without {those} {_or(lacking)} a match cannot be told "
+            f"from a win{_then_worse(verdict)}."
         )
     if reason == "controls undecided":
         open_ones = [n for n, c in verdict["controls"].items() if c["state"] == "undecided"]
@@ -48,6 +61,22 @@ def sentence(verdict: Mapping[str, Any]) -> str:
             f"({verdict['gap']:.3g}), so matching dense would prove little."
         )
     return _noise(verdict)
+
+
+def _thin_is_as_good(verdict: Mapping[str, Any]) -> str:
+    """At which levels a thin network's mean is no worse than that of channels searched for."""
+    if verdict["arm"] != "compact" or verdict["state"] == "not enough runs":
+        return ""
+    found: dict[str, list[str]] = {}
+    for level in verdict["levels"]:
+        for name, control in level["controls"].items():
+            gap = control["gap_mean"]
+            if name.startswith("thin-") and gap is not None and gap <= 0:
+                found.setdefault(name, []).append(percent(level["sparsity"]))
+    if not found:
+        return ""
+    where = _and([f"{name} (at {_and(levels)})" for name, levels in found.items()])
+    return f" In the mean {where} {'do' if len(found) > 1 else 'does'} as well or better: {_THIN}."
 
 
 def percent(sparsity: float) -> str:

@@ -101,7 +101,8 @@ def _decide(
     worse = [i for i, level in enumerate(levels) if level["state"] == "worse"]
     below = levels[: worse[0]] if worse else levels
     first_worse = levels[worse[0]]["sparsity"] if worse else None
-    needed = [name for name in needed_of(arm) if name in controls]
+    needed = needed_of(arm)
+    asked = [name for name in needed if name in controls]
     wins = [level for level in below if level["wins"]]
     matching = [level for level in below if level["state"] == "matches"]
     headline = (wins or matching or list(below) or list(levels))[-1 if below else 0]
@@ -111,14 +112,12 @@ def _decide(
         state, reason = "wins", None
     elif not below:
         state, reason = "worse", None
-    elif matching and not needed:
-        reason = "no controls"
     elif matching:
-        so_do = [n for n in needed if headline["controls"][n]["state"] == "not worse"]
+        so_do = [n for n in asked if headline["controls"][n]["state"] == "not worse"]
         if so_do:
             state, reason = f"matches but so does {so_do[0]}", None
         else:
-            reason = "controls undecided"
+            reason = "controls undecided" if len(asked) == len(needed) else "no controls"
     return {
         "state": state,
         "reason": reason,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from tombola.config import AT_INIT
+from tombola.config import AT_INIT, LEAST_DRAW_EPOCHS
 from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
 from tombola.recipes.setting import Setting, split_networks
 from tombola.recipes.trial import Thin
 from tombola.registry import file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
+from tombola.sparsity.earlybird import LOOK_BACK
 
 OPPONENTS = ("thin-parameters", "dense-long")
 """Controls that are dense networks."""
@@ -91,7 +93,7 @@ class Chain:
             "start": "dense",
             "prune": list(split_networks(self.arm.networks)),
             "compress": list(prune.compress),
-            "draw_steps": math.ceil(prune.draw_epochs * self.setting.epoch_steps),
+            "draw_steps": _draw_steps(self.setting, prune.draw_epochs),
         }
         half = self.setting.steps // 2
         watch = self.add("watch", config, {}, half, "early-bird search")
@@ -259,6 +261,33 @@ class Chain:
                 cut=cut,
             )
         )
+
+
+def few_draws(setting: Setting) -> str:
+    """What to do where too few masks can be drawn for early-bird's rule to judge; else empty."""
+    between = _draw_steps(setting, setting.config.prune.draw_epochs)
+    last, each = max(1, setting.steps // 2), setting.epoch_steps
+    if "early-bird" not in setting.config.search.method or last // between >= LOOK_BACK:
+        return ""
+    steps = 2 * LOOK_BACK * between
+    # The least length in hundredths of an epoch that gives so many steps when it is rounded.
+    near = itertools.count(100 * (steps - 1) // each)
+    epochs = next(k / 100 for k in near if round(k / 100 * each) >= steps)
+    words = f"give --epochs of at least {epochs:g} (or --steps {steps})"
+    longest = last // LOOK_BACK / each
+    nearer = [k / 100 for k in range(int(100 * longest) + 1) if k / 100 >= LEAST_DRAW_EPOCHS]
+    fitting = [k for k in nearer if _draw_steps(setting, k) <= last // LOOK_BACK]
+    if fitting:
+        words += f", or --set prune.draw_epochs={fitting[-1]:g}"
+    return (
+        f"early-bird: only {last // between} of the {LOOK_BACK} masks that the rule compares can "
+        f"be drawn by step {last:,}, half of the training, where the cut is forced then; {words}"
+    )
+
+
+def _draw_steps(setting: Setting, epochs: float) -> int:
+    """Steps between two masks that are drawn so many epochs apart."""
+    return math.ceil(epochs * setting.epoch_steps)
 
 
 def evaluation(

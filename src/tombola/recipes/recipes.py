@@ -61,6 +61,8 @@ def dense(setting: Setting) -> Plan:
     for seed in range(setting.config.search.seeds):
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).dense_cell()
+    if setting.task.latent and setting.config.judge.sampling_seeds > 1:
+        plan.kept = (_first_dense(plan),)
     return plan
 
 
@@ -87,11 +89,18 @@ def from_ticket(setting: Setting, ticket: Mapping[str, Any]) -> Plan:
     for arm in arms:
         chain = Chain(setting, plan, arm, int(ticket["seed"]), judges)
         chain.rewind_steps = int(ticket["rewind_step"])
+        if of_channels:  # what was cut goes on where it was, whatever single weights do
+            chain.restart = chain.restore = False
         kind = "compact" if ticket["compact"] else "ticket"
         chain.trained(kind, int(ticket["round"]), taken, ())
         if of_channels:
+            cell = plan.cells[-1]
+            gone = round(sum(setting.parameters.values()) * float(ticket["sparsity_all"]))
             plan.cells[-1] = dataclasses.replace(
-                plan.cells[-1],
+                cell,
+                rewind_steps=None,
+                # Of networks that are cut, nothing that is left is masked.
+                kept=cell.pool if ticket["compact"] else cell.pool - gone,
                 sparsity=float(ticket["sparsity"]),
                 sparsity_all=float(ticket["sparsity_all"]),
             )
@@ -129,10 +138,15 @@ def judge_floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None
     plan.floor = plan.graph.add(Node("floor", config, parents, "judge training images"))
 
 
+def _first_dense(plan: Plan) -> str:
+    """The training whose judgement is repeated with other samples."""
+    return next(cell.train for cell in plan.cells if cell.kind == "dense" and cell.seed == 0)
+
+
 def resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     """Judge the first dense network with further sampling seeds, to show the judge's own noise."""
     if not setting.task.latent:
         return
-    train = next(cell.train for cell in plan.cells if cell.kind == "dense" and cell.seed == 0)
+    train = _first_dense(plan)
     for sampling_seed in range(1, setting.config.judge.sampling_seeds):
         plan.resampled.append(evaluation(setting, plan.graph, train, judges, 0, sampling_seed))

@@ -204,7 +204,10 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
 
 
 def _check_arms(setting: Setting) -> None:
-    """ConfigError if an arm has no step to train or a level without weights, or is there twice."""
+    """ConfigError if an arm has no step to train, or is there twice.
+
+    That every level keeps a weight is asked where levels are planned: a dense training has none.
+    """
     config = setting.config
     if len({setting.rewind_step(text) for text in config.search.rewind}) < len(
         config.search.rewind
@@ -212,11 +215,6 @@ def _check_arms(setting: Setting) -> None:
         raise ConfigError(
             f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
         )
-    if set(config.search.method) == {"early-bird"}:
-        return  # it has no levels of single weights
-    for pool in setting.pools:
-        for level in range(1, len(setting.levels) + 1):
-            setting.kept(pool, level)
 
 
 def split_networks(text: str) -> tuple[str, ...]:

@@ -41,16 +41,17 @@ def forward_macs(network: nn.Module, inputs: Inputs) -> int:
 def thin_plan(task: Task, shape: Shape, wanted: Mapping[str, int]) -> dict[str, Any]:
     """By network, the ``width`` and the channels of each group that give it its wished work.
 
-    ``wanted``: network -> multiply-adds of one forward pass. ConfigError for a task without an
-    option ``width``.
+    ``wanted``: network -> multiply-adds of one forward pass. Of each also its ``ratio``: what it
+    has of them, further from 1 than 2% only where whole channels come no nearer. ConfigError for a
+    task without an option ``width``.
     """
     plan: dict[str, Any] = {}
     for name, macs in wanted.items():
         width = _least_width(task, shape, name, macs)
         networks = _wide(task, width).networks(shape)
         inputs = inputs_of(task, networks, shape)[name]
-        counts = _trim(name, networks[name], inputs, macs)
-        plan[name] = {"width": width, "counts": counts}
+        counts, own = _trim(name, networks[name], inputs, macs)
+        plan[name] = {"width": width, "counts": counts, "ratio": own / macs}
     return plan
 
 
@@ -100,11 +101,14 @@ def _least_width(task: Task, shape: Shape, name: str, macs: int) -> int:
     return high
 
 
-def _trim(name: str, network: nn.Module, inputs: Inputs, macs: int) -> dict[str, int]:
-    """Channels to keep of each group so that the work is within 2%; none if it is already."""
+def _trim(name: str, network: nn.Module, inputs: Inputs, macs: int) -> tuple[dict[str, int], int]:
+    """Channels to keep of each group so that the work is within 2%, if any comes so near; the work.
+
+    No group is named if the work is so already.
+    """
     own = forward_macs(network, inputs)
     if abs(own - macs) <= NEAR * macs:
-        return {}
+        return {}, own
     groups = [g for g in channel_groups(name, network, inputs) if not g.reason]
 
     def work(counts: Mapping[str, int]) -> int:
@@ -121,14 +125,14 @@ def _trim(name: str, network: nn.Module, inputs: Inputs, macs: int) -> dict[str,
     sizes = {g.name: g.n for g in groups}
     # Evenly is as near as whole channels of all layers come; then one channel more or less here
     # and there, as long as that comes nearer.
-    off = abs(work(counts) - macs)
-    while off > NEAR * macs:
-        tries = [(abs(work(near) - macs), near) for near in _neighbours(counts, sizes)]
-        best = min(tries, key=lambda pair: pair[0], default=(off, counts))
-        if best[0] >= off:
+    own = work(counts)
+    while abs(own - macs) > NEAR * macs:
+        tries = [(work(near), near) for near in _neighbours(counts, sizes)]
+        best = min(tries, key=lambda pair: abs(pair[0] - macs), default=(own, counts))
+        if abs(best[0] - macs) >= abs(own - macs):
             break
-        off, counts = best
-    return counts
+        own, counts = best
+    return counts, own
 
 
 def _neighbours(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tombola.metrics.sentences import percent
@@ -16,6 +16,8 @@ from tombola.report.tables import NONE, Table
 
 MOST_DRAWS = 64
 """Draws shown along each axis of a heat map: more would be smaller than a dot."""
+NEAR = 0.02
+"""How far thin-flops may be from the work it is made to have before that is said."""
 _RULES = {
     "paper": "in less than {delta:g} of its channels",
     "corrected": "by less than {delta:g} of what two random masks of as many channels would show",
@@ -35,7 +37,11 @@ class Seed:
     overlap: dict[str, tuple[float, float]]
     """Network -> share of the channels that the end of dense training keeps too, and by chance."""
     largest: dict[int, dict[str, float]]
-    """Step -> network -> the distance that the rule compared."""
+    """Step -> network -> the distance that the rule compared; empty if too few masks were drawn."""
+    draws: int = 0
+    """How many masks were drawn."""
+    thin_flops: dict[str, float] = field(default_factory=dict)
+    """Network -> the multiply-adds of thin-flops, as a share of the smaller network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,9 @@ def _seed(name: str, told: Mapping[str, Any]) -> Seed:
         overlap={network: (share, chance)
                  for network, (share, chance) in (told.get("overlap") or {}).items()},
         largest=dict(sorted(largest.items())),
+        draws=len(told.get("largest") or {}),
+        thin_flops={str(name): float(share)
+                    for name, share in (told.get("thin_flops") or {}).items()},
     )  # fmt: skip
 
 
@@ -142,14 +151,16 @@ def _cells(seed: Seed, network: str) -> tuple[str, str]:
 def rule_words(watched: Watched) -> list[str]:
     """How it was decided that channels had settled, in sentences."""
     least = _RULES.get(watched.rule, "by less than {delta:g}").format(delta=watched.delta)
-    pool = {
-        "pooled": "The channels of all pruned networks are ranked in one pool.",
-        "apart": "Each network ranks its own channels.",
-    }.get(watched.settle, "")
+    # Networks without scales are ranked apart in any case; norm_words names them.
+    pooled = [name for name in watched.networks if name in watched.by_scale]
+    pool = "Each network ranks its own channels."
+    if watched.settle == "pooled" and len(pooled) > 1:
+        whose = "all pruned networks" if pooled == watched.networks else " and ".join(pooled)
+        pool = f"The channels of {whose} are ranked in one pool."
     words = [
         f"Rule {watched.rule}: a network has settled at the first draw whose mask differs from "
         f"each of the four before it {least}; the cut is made when the last network has.",
-        pool,
+        pool if watched.settle in ("pooled", "apart") else "",
         "Settled says that the order of the channels has stopped moving, and not that the order "
         "is worth anything: that is for the comparison with random-channels to say.",
     ]
@@ -158,21 +169,43 @@ def rule_words(watched: Watched) -> list[str]:
 
 def forced_words(found: Iterable[Watched], searches: Sequence[SearchKey]) -> str:
     """What is to be read before the verdict where channels were cut by force; empty for none."""
-    said, steps = [], 0
+    moving: list[tuple[Watched, list[Seed]]] = []
+    unjudged: list[tuple[Watched, list[Seed]]] = []
     for watched in found:
-        if watched.forced:
-            seeds = ", ".join(seed.seed for seed in watched.forced)
-            many = "seeds" if len(watched.forced) > 1 else "seed"
-            label = label_of(watched.search, searches) or "early-bird"
-            said.append(f"{label} ({many} {seeds})")
-            steps = max(steps, *(seed.step for seed in watched.forced))
-    if not said:
-        return ""
-    return (
-        f"Forced: {'; '.join(said)}. The channels had not settled by step {steps:,}, half of the "
-        "training, and were cut as they then were. That is no early-bird ticket, only a cut at "
-        "half time."
+        for told, kind in ((True, moving), (False, unjudged)):
+            if seeds := [seed for seed in watched.forced if bool(seed.largest) is told]:
+                kind.append((watched, seeds))
+    words = []
+    if moving:
+        words.append(
+            f"Forced: {_named(moving, searches)}. The channels had not settled by step "
+            f"{_last(moving)}, half of the training, and were cut as they then were."
+        )
+    if unjudged:
+        counts = sorted({seed.draws for _, seeds in unjudged for seed in seeds})
+        few = " or ".join(map(str, counts)) if counts != [0] else "none"
+        words.append(
+            f"Forced: {_named(unjudged, searches)}. Too few masks were drawn to judge whether the "
+            f"channels had settled: {few} of the five that the rule compares, by step "
+            f"{_last(unjudged)}, half of the training. The channels were cut as they then "
+            "were; a longer training (--epochs) draws more masks."
+        )
+    if words:
+        words.append("That is no early-bird ticket, only a cut at half time.")
+    return " ".join(words)
+
+
+def _named(found: Iterable[tuple[Watched, list[Seed]]], searches: Sequence[SearchKey]) -> str:
+    """The searches and their seeds, in words."""
+    return "; ".join(
+        f"{label_of(watched.search, searches) or 'early-bird'} "
+        f"({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seed.seed for seed in seeds)})"
+        for watched, seeds in found
     )
+
+
+def _last(found: Iterable[tuple[Watched, list[Seed]]]) -> str:
+    return f"{max(seed.step for _, seeds in found for seed in seeds):,}"
 
 
 def left_table(group: Sequence[Watched]) -> Table | None:
@@ -191,8 +224,29 @@ def norm_words(group: Sequence[Watched]) -> str:
         return ""
     one = len(by_norm) == 1
     return (
-        f"Ranked by the norms of their filters, among themselves: {', '.join(by_norm)}, "
+        f"Ranked by the norms of their filters, within their own network: {', '.join(by_norm)}, "
         f"{'which has' if one else 'which have'} no normalisation layer whose scales could be read."
+    )
+
+
+def thin_words(group: Iterable[Watched]) -> str:
+    """Which networks of thin-flops are not of the work that they should be; empty for none."""
+    far: dict[str, list[tuple[float, float]]] = {}
+    for watched in group:
+        for seed in watched.seeds:
+            for network, share in seed.thin_flops.items():
+                if round(abs(share - 1), 9) > NEAR:  # 1.02 - 1 is more than 0.02
+                    far.setdefault(network, []).append((share, watched.search.compress or 0.0))
+    if not far:
+        return ""
+    said = []
+    for network, found in sorted(far.items()):
+        share, compress = max(found, key=lambda each: abs(each[0] - 1))
+        said.append(f"{network} {100 * share:.1f}% at {compress:g}")
+    return (
+        f"thin-flops is not within {100 * NEAR:g}% of the multiply-adds of every smaller network, "
+        "as whole channels come no nearer; furthest off by network and compress: "
+        f"{', '.join(said)}."
     )
 
 

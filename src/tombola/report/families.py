@@ -114,6 +114,12 @@ def levels_at(family: Family, rows: Iterable[KeyColumns]) -> dict[int, float]:
     return found
 
 
+def in_tables(gallery: Gallery, family: Family, rows: Iterable[KeyColumns]) -> Gallery:
+    """A family's pictures without those of levels that no row is of: left by another search."""
+    known = levels_at(family, rows)
+    return replace(gallery, levels=tuple(lv for lv in gallery.levels if lv.round in known))
+
+
 def headline_of(verdicts: Sequence[Mapping[str, Any]]) -> int:
     """Which of a family's verdicts, in order of compress, speaks for it.
 

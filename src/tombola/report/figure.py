@@ -23,7 +23,7 @@ from PIL import Image
 from tombola.errors import ConfigError
 from tombola.metrics.sentences import percent
 from tombola.report.curves import DENSE, arm_order, label_of, searches_of
-from tombola.report.families import Family, families_of, levels_at, merged_gallery
+from tombola.report.families import Family, families_of, in_tables, levels_at, merged_gallery
 from tombola.report.folder import Folder, read_folder, write_file
 from tombola.report.pictures import Picture, gallery_of, thinned
 from tombola.report.transfer import own_part
@@ -40,17 +40,22 @@ _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "tombola", "fo
 
 
 def write_figure(
-    out: Path, *, images: int = IMAGES, sparsities: Sequence[float] = ()
+    out: Path, *, images: int | None = None, sparsities: Sequence[float] = ()
 ) -> list[Path]:
     """Write ``figure.png`` and ``figure.svg`` into a run directory and return their paths.
 
     With several searches in it one pair each, by the search's name; those that differ in compress
-    alone are one. ``images``: how many of each
-    grid a cell shows; ``sparsities``: the levels wanted, as fractions in (0, 1), each taken as the
+    alone are one. ``images``: how many of each grid a cell shows (none = 16, or as many as there
+    are); ``sparsities``: the levels wanted, as fractions in (0, 1), each taken as the
     nearest there is; none = six of them, evenly. ConfigError if there is nothing to show, or less
     than asked.
     """
     folder = own_part(read_folder(Path(out)))
+    if all(row.arm == DENSE for row in folder.rows):
+        raise ConfigError(
+            f"{str(out)!r} holds dense trainings and no search, so there are no levels to show; "
+            "give a directory that tombola find wrote"
+        )
     families = families_of(searches_of(folder.rows))
     keys = [family.key for family in families]
     several = len({key.precision for key in keys}) > 1
@@ -69,17 +74,20 @@ def write_figure(
 class _Grid:
     """The pictures of a search, or of a family, by arm and level; and how many images of each."""
 
-    def __init__(self, folder: Folder, family: Family, several: bool, images: int) -> None:
-        gallery = merged_gallery([gallery_of(folder.out, member, several)
-                                  for member in family.members])  # fmt: skip
+    def __init__(
+        self, folder: Folder, family: Family, several: bool, images: int | None = None
+    ) -> None:
+        found = [gallery_of(folder.out, member, several) for member in family.members]
+        gallery = in_tables(merged_gallery(found), family, folder.rows)
         if not gallery.levels:
             raise ConfigError(
                 f"{str(folder.out)!r} has no pictures of tickets under samples/; "
                 "run the search's command again to write them anew"
             )
-        self.side = _side(folder)
+        self.size = _size(folder)
         first = gallery.levels[0].pictures[0]
-        there = (first.width // self.side) * (first.height // self.side)
+        there = (first.height // self.size[0]) * (first.width // self.size[1])
+        images = min(IMAGES, there) if images is None else images
         if not 1 <= images <= there:
             raise ConfigError(f"images got {images}; a grid has {there}: give 1 to {there}")
         self.gallery, self.images, self.family = gallery, images, family
@@ -93,7 +101,7 @@ class _Grid:
         names = ["test images" if p.arm != DENSE else "dense" for p in fixed]
         names += [self.head(level.round) for level in levels]
         lines = -(-self.images // ACROSS)
-        height = _CELL_INCHES * lines / ACROSS * len(arms) + 0.55
+        height = _CELL_INCHES * lines / ACROSS * self.size[0] / self.size[1] * len(arms) + 0.55
         height += 0.12 * max(name.count("\n") for name in names)
         with mpl.rc_context(_STYLE):
             figure = Figure(figsize=(_CELL_INCHES * len(names) + 0.4, height), layout="constrained")
@@ -141,26 +149,26 @@ class _Grid:
         """The first images of a grid, four across, as RGB; white where a line is not full."""
         with Image.open(path, formats=("PNG",)) as image:
             sheet = np.asarray(image.convert("RGB"))
-        side = self.side
-        per_line = sheet.shape[1] // side
+        height, width = self.size
+        per_line = sheet.shape[1] // width
         lines = -(-self.images // ACROSS)
-        cell = np.full((lines * side, ACROSS * side, 3), 255, np.uint8)
+        cell = np.full((lines * height, ACROSS * width, 3), 255, np.uint8)
         for index in range(self.images):
             (row, column), (line, place) = divmod(index, per_line), divmod(index, ACROSS)
-            source = sheet[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            cell[line * side : (line + 1) * side, place * side : (place + 1) * side] = source
+            source = sheet[row * height :, column * width :][:height, :width]
+            cell[line * height :, place * width :][:height, :width] = source
         return cell
 
 
-def _side(folder: Folder) -> int:
+def _size(folder: Folder) -> tuple[int, int]:
     """Height and width of an image, in pixels; ConfigError where config.json does not say."""
-    shape = (folder.config.get("resolved") or {}).get("shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and isinstance(shape[1], int)):
-        raise ConfigError(
-            f"{folder.out / 'config.json'} does not say how large images are; "
-            "run the search's command again to write it anew"
-        )
-    return max(1, shape[1])
+    match (folder.config.get("resolved") or {}).get("shape"):
+        case [int(), int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+    raise ConfigError(
+        f"{folder.out / 'config.json'} does not say how large images are; "
+        "run the search's command again to write it anew"
+    )
 
 
 def _title(folder: Folder, label: str) -> str:

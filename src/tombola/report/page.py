@@ -361,6 +361,7 @@ class _Page:
                 "label": label_of(family.key, self.keys),
                 "words": words if all(part["words"] != words for part in parts) else [],
                 "table": channels.settled_table(group),
+                "thin": channels.thin_words(group),
                 "left": channels.left_table(group),
                 "plots": [drawing_of(each, label_of(each.search, self.searches))
                           for each in group],

@@ -8,7 +8,7 @@ from typing import Any
 
 from tombola.metrics.sentences import percent
 from tombola.report.curves import label_of
-from tombola.report.families import Family, levels_at, merged_gallery
+from tombola.report.families import Family, in_tables, levels_at, merged_gallery
 from tombola.report.pictures import BUDGET_BYTES, Gallery, Level, Picture, embedded, gallery_of
 from tombola.runs.results import Row
 
@@ -29,8 +29,14 @@ def viewers_of(
     taken of the pictures' room.
     """
     several = len({member.precision for family in families for member in family.members}) > 1
-    whole = [merged_gallery([gallery_of(out, member, several) for member in family.members])
-             for family in families]  # fmt: skip
+    whole = [
+        in_tables(
+            merged_gallery([gallery_of(out, member, several) for member in family.members]),
+            family,
+            rows,
+        )
+        for family in families
+    ]
     budget = max(_LEAST_BYTES, BUDGET_BYTES - taken_bytes)
     shown, uris, exact = embedded(whole, sorted(set(starts.values())), budget)
     viewers = [

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,27 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with null for each number that JSON does not have: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    """Write a value as indented JSON, atomically; null for numbers that are not finite."""
+    text = json.dumps(finite(value), indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def write_log(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects as JSON, one a line, atomically; null for numbers that are not finite."""
+    text = "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
+    write_atomic(path, text.encode())
 
 
 class Store:

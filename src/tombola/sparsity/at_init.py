@@ -122,10 +122,11 @@ def synflow(
     ``inputs``: what each network is called with, of any batch size; ones take their place.
     ``among``: the masks so far; only what they keep competes. Tanaka, Kunin, Yamins, Ganguli 2020,
     "Pruning neural networks without any data by iteratively conserving synaptic flow", algorithm
-    1: in 100 steps of equal ratios, scores |w| dR/d|w| with R the sum of the outputs for ones and
-    all parameters replaced by their absolute values. Left out are saturating activations, which
-    would stop the flow, and spectral norms, which divide all of a network's flow by one number.
-    BatchNorm uses its running statistics; everything is in float64.
+    1: in 100 steps of equal ratios, scores |w| dR/d|w| / R with R the sum of the outputs for ones
+    and all parameters replaced by their absolute values. One network needs no division; of several
+    that compete the one of the smaller R would be emptied before the other lost anything. Left out
+    are saturating activations, which would stop the flow, and spectral norms, which divide all of
+    a network's flow by one number. BatchNorm uses its running statistics; all is in float64.
     """
     left, _ = count(among)
     masks = among
@@ -156,9 +157,10 @@ def _synaptic_flow(
         flow = torch.stack([part.sum() for part in floating_tensors(linear(*asked))]).sum()
         chosen = [leaves[key] for key in own]
         slopes = torch.autograd.grad(flow, chosen, allow_unused=True)
+        whole = flow.detach() if float(flow) > 0 else torch.ones_like(flow)
         for key, leaf, slope in zip(own, chosen, slopes, strict=True):
             zero = torch.zeros_like(leaf)
-            scores[key] = (leaf * slope).detach() if slope is not None else zero
+            scores[key] = (leaf * slope).detach() / whole if slope is not None else zero
     return {key: scores[key] for key in masks}
 
 

@@ -8,7 +8,7 @@ the rows of the filters where there is none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -190,11 +190,17 @@ def random_like(kept: Mapping[str, Tensor], seed: int) -> Kept:
     return found
 
 
-def check_cut(networks: Mapping[str, nn.Module], inputs: Mapping[str, Inputs], cut: Cut) -> None:
+def check_cut(
+    networks: Mapping[str, nn.Module],
+    inputs: Mapping[str, Inputs],
+    cut: Cut,
+    groups: Sequence[Group],
+) -> None:
     """ConfigError unless every network that loses something answers as if that were zero.
 
     On random inputs, with its own weights and with random ones: in float64 differences of at most
     1e-8 of the largest output, in float32, for a network that does not run in float64, of 1e-4.
+    ``groups``: those that are cut; named is the first that fails alone.
     """
     for name, network in networks.items():
         own = {k: v for k, v in cut.keep.items() if k.startswith(f"{name}.")}
@@ -203,10 +209,28 @@ def check_cut(networks: Mapping[str, nn.Module], inputs: Mapping[str, Inputs], c
         for random in (True, False):
             why = prove(name, network, Cut(own), inputs[name], random=random)
             if why:
-                layers = ", ".join(sorted({k.rpartition(".")[0] for k in own}))
+                where = ", ".join(sorted({k.rpartition(".")[0] for k in own}))
+                for layer, part in _parts(Cut(own), groups):
+                    if reason := prove(name, network, part, inputs[name], random=random):
+                        where, why = layer, reason
+                        break
                 raise ConfigError(
-                    f"network {name!r} cannot be cut at {layers}: {why}; leave it out of --prune"
+                    f"network {name!r} cannot be cut at {where}: {why}; leave it out of --prune"
                 )
+
+
+def _parts(cut: Cut, groups: Sequence[Group]) -> Iterator[tuple[str, Cut]]:
+    """Each group that a cut takes something of, and what it takes of that group alone."""
+    for group in groups:
+        keep: dict[str, dict[int, Tensor]] = {}
+        for place in group.slices:
+            whole = cut.keep.get(place.tensor, {}).get(place.dim)
+            if whole is not None and not bool(whole[place.positions].all()):
+                along = keep.setdefault(place.tensor, {})
+                own = along.setdefault(place.dim, torch.ones(place.size, dtype=torch.bool))
+                own[place.positions] = whole[place.positions]
+        if keep:
+            yield group.name, Cut(keep)
 
 
 def compact(
@@ -221,8 +245,9 @@ def compact(
     modes. ``inputs``: what each network is called with, a tensor or a tuple of them (N, ...) of any
     values; by default zeros of the shapes that the ticket names. Proven: the copies' outputs equal
     those of the networks with these channels zeroed, in float64 to 1e-8 of the largest output, or
-    to 1e-4 in float32 where a network does not run in float64. TicketError for a ticket of single
-    weights or of other networks, ConfigError, naming the layer, for a network that cannot be cut.
+    to 1e-4 in float32 where a network does not run in float64. Which layers cannot be cut, and why:
+    ``Channels.of(networks, inputs, ["all"]).left``. TicketError for a ticket of single weights or
+    of other networks, ConfigError, naming the layer, for a network that cannot be cut.
     """
     cut = cut_of(networks, ticket, inputs)
     small = copied(networks)
@@ -250,7 +275,7 @@ def cut_of(
     asked = inputs_given(networks, pruned, inputs, ticket)
     channels = Channels.of(networks, asked, pruned)
     cut = channels.cut(channels.kept(ticket.masks))
-    check_cut({name: networks[name] for name in pruned}, asked, cut)
+    check_cut({name: networks[name] for name in pruned}, asked, cut, channels.groups)
     return cut
 
 

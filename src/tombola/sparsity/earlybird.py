@@ -39,7 +39,12 @@ def removed_count(n: int, compress: Share) -> int:
 
 
 def channel_masks(
-    scores: Mapping[str, Tensor], compress: Share, *, apart: bool = False, floor: int = 1
+    scores: Mapping[str, Tensor],
+    compress: Share,
+    *,
+    apart: bool = False,
+    floor: int = 1,
+    by_position: bool = False,
 ) -> Masks | None:
     """The channels of the highest scores, in exact number; None while the scores do not decide.
 
@@ -50,7 +55,8 @@ def channel_masks(
     drawn while the lowest score that won the competition equals the highest that lost it, as at
     step 0, when every scale is 1: such a mask would say nothing of the training, and would be the
     same each time. Where the floors take the whole number, those two scores are looked at within
-    each layer. With ``apart`` there are masks of all networks or of none.
+    each layer. With ``apart`` there are masks of all networks or of none. With ``by_position``
+    there always are: for a cut that cannot wait.
 
     ConfigError for a share outside (0, 1), a floor below 1, floors that are more than the number to
     keep, no scores or ones that are no rows of numbers, and a NaN.
@@ -68,15 +74,17 @@ def channel_masks(
     pools = _by_network(scores) if apart else {"all networks": dict(scores)}
     masks: Masks = {}
     for where, pool in pools.items():
-        drawn = _drawn(pool, compress, floor, where)
-        if drawn is None:
+        drawn, tied = _drawn(pool, compress, floor, where)
+        if tied and not by_position:
             return None
         masks.update(drawn)
     return {name: masks[name] for name in scores}
 
 
-def _drawn(pool: Mapping[str, Tensor], compress: Share, floor: int, where: str) -> Masks | None:
-    """The masks of one pool, or None."""
+def _drawn(
+    pool: Mapping[str, Tensor], compress: Share, floor: int, where: str
+) -> tuple[Masks, bool]:
+    """The masks of one pool, and whether a tie had to be settled by position."""
     n = sum(len(value) for value in pool.values())
     keep = n - removed_count(n, compress)
     floors = {name: min(floor, len(value)) for name, value in pool.items()}
@@ -88,14 +96,12 @@ def _drawn(pool: Mapping[str, Tensor], compress: Share, floor: int, where: str) 
         )
     masks = {name: top({name: value}, floors[name])[name] for name, value in pool.items()}
     if not left:
-        undecided = any(_tied([value], [masks[name]]) for name, value in pool.items())
-        return None if undecided else masks
+        return masks, any(_tied([value], [masks[name]]) for name, value in pool.items())
     rivals = {name: ~mask for name, mask in masks.items()}
     won = top(pool, left, rivals)
     rows = [value.cpu()[rivals[name]] for name, value in pool.items()]
-    if _tied(rows, [won[name][rivals[name]] for name in pool]):
-        return None
-    return {name: mask | won[name] for name, mask in masks.items()}
+    tied = _tied(rows, [won[name][rivals[name]] for name in pool])
+    return {name: mask | won[name] for name, mask in masks.items()}, tied
 
 
 def _tied(scores: list[Tensor], kept: list[Tensor]) -> bool:

@@ -85,10 +85,8 @@ def describe_text(info: dict[str, Any]) -> str:
     ]
     for key in _SUMMARY:
         value = info[key]
-        if key == "config" or value is None:
-            continue
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        lines.append(f"  {key.replace('_', ' ') + ':':14}{shown(text)}")
+        if key != "config" and value is not None:
+            lines += _facts(f"{key.replace('_', ' ')}:", value)
     if info["layers"]:
         of = "prunable weights" if info["format"] == TICKET_FORMAT else "weights in layers"
         of = "channels" if info["granularity"] == "channel" and "prunable" in of else of
@@ -104,6 +102,24 @@ def describe_text(info: dict[str, Any]) -> str:
         gone = "  collapsed" if kept == 0 else ""
         lines.append(f"  {name:{width}}  {kept:>11,}  {total:>11,}  {share:>8}{gone}")
     return "\n".join(lines)
+
+
+def _facts(head: str, value: Any) -> list[str]:
+    """One fact of a manifest: a line, or, of a table such as the scores, a line for each entry."""
+    if not isinstance(value, dict):
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return [f"  {head:14}{shown(text)}"]
+    names = {key: shown(key, 60) for key in value}
+    width = max(map(len, names.values()), default=0) + 1
+    entries = [f"    {names[key] + ':':{width}} {_number(value[key])}" for key in value]
+    return [f"  {head}", *entries] if entries else [f"  {head:14}none"]
+
+
+def _number(value: Any) -> str:
+    """A score, a cost or a version in words."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "not known" if value is None else shown(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def _nonzero(source: Source, name: str) -> int:

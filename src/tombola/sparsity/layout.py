@@ -7,9 +7,11 @@ read (``container.py``). Only the standard library, so that a header is judged i
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tombola.errors import TicketError
@@ -103,11 +105,31 @@ def expect(header: Header, format: str) -> None:
     if format == TICKET_FORMAT:
         todo = "take a file from a run's tickets folder"
     if format == MODEL_FORMAT and header.format == TICKET_FORMAT:
-        seed, round_ = header.manifest["seed"], header.manifest["round"]
-        known = seed is not None and round_ is not None
-        name = f"ticket-seed{seed}-round{round_:02d}" if known else "<arm>-seed<S>-round<RR>"
-        todo = f"take the trained model beside it, models/{name}.safetensors"
+        todo = _trained_of(header)
     raise unsound(header.path, f"a {header.format} file, but {format} is asked for", todo)
+
+
+def _trained_of(ticket: Header) -> str:
+    """Which model file to take for a ticket: the one that lies beside it, or how to get one."""
+    folder = Path(ticket.path).parent
+    seed, number, told = (ticket.manifest[key] for key in ("seed", "round", "config"))
+    if isinstance(seed, int) and isinstance(number, int):
+        # OUT/tickets, or OUT/tickets/<arm> where a search has several arms.
+        for place, arm in ((folder, ""), (folder / os.pardir, folder.absolute().name)):
+            if os.path.basename(os.path.abspath(place)) != "tickets":
+                continue
+            for kind in ("ticket", "compact"):
+                name = f"{kind}-seed{seed}-round{number:02d}.safetensors"
+                path = os.path.normpath(place / os.pardir / "models" / arm / name)
+                if os.path.isfile(path):
+                    return f"take the model trained from it, {shown(path, 400)}"
+    todo = "its trained model is not beside it: take one from a run's models folder"
+    if isinstance(told, dict) and "search" in told:  # else it is of a training of somebody's own
+        todo += (
+            ", give the search's command again with --keep all, or train it by tombola train TASK "
+            f"--ticket {shown(ticket.path, 400)}"
+        )
+    return todo
 
 
 def numel(shape: tuple[int, ...]) -> int:

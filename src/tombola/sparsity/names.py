@@ -10,6 +10,7 @@ name, the first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,24 @@ from tombola.errors import ConfigError, TicketError
 
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Attribute names under which wrappers hold the one network that they wrap."""
+
+
+def networks_of(given: Any) -> dict[str, nn.Module]:
+    """Networks by name, of a dict or a ModuleDict; ConfigError for anything else."""
+    if isinstance(given, nn.ModuleDict):
+        given = dict(given.items())
+    if not isinstance(given, Mapping) or not given:
+        what = "an empty dict" if isinstance(given, Mapping) else f"a {type(given).__name__}"
+        raise ConfigError(
+            f"networks is {what}; give a dict of name to torch.nn.Module, such as "
+            '{"generator": G, "discriminator": D}'
+        )
+    for name, network in given.items():
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"network {name!r} is a {type(network).__name__}; give a torch.nn.Module"
+            )
+    return dict(given)
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -39,7 +39,7 @@ from tombola.sparsity.layout import (
     unsound,
 )
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.names import load_plain_state, plain_parameters, plain_state
+from tombola.sparsity.names import load_plain_state, networks_of, plain_parameters, plain_state
 from tombola.sparsity.tensorfile import load_tensors, read_tensor, save_tensors, to_raw
 
 __all__ = [
@@ -111,7 +111,7 @@ class Ticket:
         the end, also after an exception. TicketError if a mask fits no parameter, ConfigError for
         what is no optimizer.
         """
-        several = _as_list(optimizers)
+        networks, several = networks_of(networks), _as_list(optimizers)
         hold = Hold(networks, self.held(networks))
         hold.apply()
         for optimizer in several:
@@ -253,10 +253,11 @@ def _check_mask(key: str, mask: Tensor, weight: Tensor | None) -> None:
         )
 
 
-def _as_list(optimizers: Optimizers) -> list[Optimizer]:
+def _as_list(optimizers: Any) -> list[Optimizer]:
     if isinstance(optimizers, Optimizer):
         return [optimizers]
-    several = list(optimizers.values() if isinstance(optimizers, Mapping) else optimizers)
+    several = optimizers.values() if isinstance(optimizers, Mapping) else optimizers
+    several = list(several) if isinstance(several, Iterable) else [several]
     for optimizer in several:
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(
@@ -273,6 +274,7 @@ def _ids(optimizer: Optimizer) -> set[int]:
 
 def _start(networks: Mapping[str, nn.Module], weights: Weights) -> None:
     """Check every tensor of every network first, then copy, so that nothing is half loaded."""
+    networks = networks_of(networks)
     have = sorted({key.partition(".")[0] for key in weights})
     if missing := [name for name in have if name not in networks]:
         raise TicketError(
