@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -430,6 +432,12 @@ def test_what_is_written_and_verified_is_told_as_one_json_object(found):
     assert told["figure"] == {"figures": [str(found / f"figure.{end}") for end in ("png", "svg")]}
     assert told["publish"].keys() == {"place", "url", "card", "paths"}
     assert told["publish"]["url"] == ""
+
+
+def test_numbers_that_json_does_not_have_are_null_in_answers(capsys):
+    options = argparse.Namespace(json=True, stdout=sys.stdout)
+    assert commands.answer(options, {"a": [math.nan, 1.5], "b": -math.inf}, "") == 0
+    assert capsys.readouterr().out == '{"a": [null, 1.5], "b": null}\n'
 
 
 def test_the_report_is_written_again_from_what_is_there(found):

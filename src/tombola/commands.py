@@ -15,6 +15,7 @@ from tombola.data.checks import check_source, data_root
 from tombola.errors import ConfigError
 from tombola.metrics.rules import by_importance
 from tombola.registry import DATA, TASKS
+from tombola.runs.store import finite
 from tombola.words import checked, checked_out, data_dir_of, tables_of, ticket_checked
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 def answer(options: argparse.Namespace, found: Any, text: str) -> int:
     """Print what came of a command, as text or as one JSON value; returns exit code 0.
 
-    On the stdout of the command itself: whatever else is printed meanwhile goes to stderr.
+    On the stdout of the command itself: whatever else is printed meanwhile goes to stderr. Numbers
+    that JSON does not have are null, as in the files.
     """
-    given = json.dumps(found, sort_keys=True) if getattr(options, "json", False) else text
-    print(given, file=options.stdout)
+    if getattr(options, "json", False):
+        text = json.dumps(finite(found), sort_keys=True, allow_nan=False)
+    print(text, file=options.stdout)
     return 0
 
 
