@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import report_standin as standin
+from tombola.metrics.sentences import _thin_is_as_good
 from tombola.metrics.statistics import SearchKey, arm_name, summarise
 from tombola.recipes.thin import NEAR
 from tombola.report import channels, plots, settling
@@ -529,3 +530,16 @@ def test_strings_of_watches_are_escaped(tmp_path: Path) -> None:
     assert "alert(1)</script>" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert 'id="savings"' not in page
+
+
+def test_three_levels_at_which_a_thin_network_is_as_good_are_listed_with_commas() -> None:
+    levels = [
+        {"sparsity": s, "controls": {name: {"gap_mean": gap} for name in ("thin-a", "thin-b")}}
+        for s, gap in ((0.5, -1.0), (0.8, 0.0), (0.9, -0.1), (0.95, 0.1))
+    ]
+    verdict = {"arm": "compact", "state": "worse", "levels": levels}
+    where = "(at 50.0%, 80.0% and 90.0%)"
+    assert _thin_is_as_good(verdict) == (
+        f" In the mean thin-a {where} and thin-b {where} do as well or better: train the thin "
+        "network."
+    )

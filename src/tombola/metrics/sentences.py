@@ -173,9 +173,15 @@ def _metric(verdict: Mapping[str, Any]) -> str:
 
 def _or(names: Sequence[str]) -> str:
     """a, b or c."""
-    return " or ".join(", ".join(names).rsplit(", ", 1))
+    return _joined(names, "or")
 
 
 def _and(names: Sequence[str]) -> str:
     """a, b and c."""
-    return " and ".join(", ".join(names).rsplit(", ", 1))
+    return _joined(names, "and")
+
+
+def _joined(names: Sequence[str], word: str) -> str:
+    """Names in a sentence, whatever commas are in them."""
+    *others, last = names or [""]
+    return f"{', '.join(others)} {word} {last}" if others else last
