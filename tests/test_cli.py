@@ -234,6 +234,13 @@ def test_doctor_says_what_is_there_and_how_to_get_the_rest(tmp_path, monkeypatch
     assert "TOMBOLA_INCEPTION names" in out
 
 
+def test_doctor_does_not_call_found_what_is_still_to_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("tombola.data.checks.can_download", lambda: True)
+    seen = json.loads(call("doctor", "--data-dir", tmp_path, "--json")[1])["data"]
+    absent = "not here; it is downloaded when it is first used"
+    assert seen == {"celeba": absent, "cifar10": absent, "digits": "found", "mnist": absent}
+
+
 def test_sound_files_are_verified_and_shown(found):
     ticket = found / "tickets" / "seed0-round01.safetensors"
     model = found / "models" / "dense-seed0-round00.safetensors"

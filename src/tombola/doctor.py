@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import tombola
-from tombola.data.checks import check_source
+from tombola.data.checks import check_source, is_to_be_downloaded
 from tombola.errors import UserError
 from tombola.exported.files import HOW, need
 from tombola.metrics.judge_files import cache_dir, find_inception, shipped_judge
@@ -20,6 +20,7 @@ from tombola.registry import DATA
 PACKAGES = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "pillow", "matplotlib", "jinja2")
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
 """What the extra ``onnx`` brings, by the names under which it is imported."""
+ABSENT = "not here; it is downloaded when it is first used"
 
 
 def examine(data_dir: Path | None) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def examine(data_dir: Path | None) -> dict[str, Any]:
     for name in DATA.names():
         try:
             check_source(name, data_dir)
-            data[name] = "found"
+            data[name] = ABSENT if is_to_be_downloaded(name, data_dir) else "found"
         except UserError as error:
             data[name] = str(error)
     try:

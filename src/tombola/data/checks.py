@@ -64,11 +64,19 @@ def check_source(spec: str, data_dir: Path | None = None) -> str:
                 f"unknown data source {spec!r}; for the images in that folder give folder:{spec}"
             )
         raise unknown("data source", spec, [*DATA.names(), *_FORMS])
-    if spec in ("mnist", "cifar10"):
-        parquet_files(spec, data_dir)
-    elif spec == "celeba":
-        celeba_files(data_dir)
+    if spec in HUB_REPOSITORIES:
+        _data_set_files(spec, data_dir)
     return _short(spec)
+
+
+def is_to_be_downloaded(spec: str, data_dir: Path | None = None) -> bool:
+    """Whether a source that :func:`check_source` lets pass is not there yet; DataError as there."""
+    return spec in HUB_REPOSITORIES and _data_set_files(spec, data_dir) is None
+
+
+def _data_set_files(name: str, data_dir: Path | None) -> Found | None:
+    """The files of a data set in its own layout; None = absent, but they can be downloaded."""
+    return celeba_files(data_dir) if name == "celeba" else parquet_files(name, data_dir)
 
 
 def cache_root() -> Path:
