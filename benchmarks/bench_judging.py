@@ -74,7 +74,7 @@ class Judgement:
     @torch.no_grad()
     def least(self) -> dict[str, float]:
         """The Frechet distance and the density, each by the shortest way."""
-        networks = networks_in_eval(self.task, tuple(self.config["data"]["shape"]), self.runtime)
+        networks = networks_in_eval(self.task, self.config, self.runtime)
         load_weights(networks, self.weights)
         latents = latents_of(self.task, self.count, 0)
         made = [to_uint8(self.task.sample(networks, z)) for z in torch.split(latents, BATCH)]

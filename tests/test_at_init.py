@@ -22,8 +22,9 @@ from tombola.sparsity import at_init
 from tombola.sparsity.at_init import grasp, guarded, select, snip, synflow
 from tombola.sparsity.masks import count, nested, ones, prunable
 from tombola.tasks.adversarial import SNGAN
+from tombola.tasks.autoencoding import LinearAE
 from tombola.tasks.base import Task, Turn
-from tombola.training.scoring import Scored
+from tombola.training.scoring import Scored, inputs_of
 
 SMALL = {"samples": 20, "sampling_seeds": 1, "validation_samples": 0}
 TOY = str(Path(__file__).with_name("toy_task.py"))
@@ -178,6 +179,82 @@ def test_synaptic_flow_passes_a_spectral_norm_by_and_leaves_it_in_place(norm):
     out = with_norm(torch.ones(1, 1, 4, 4))
     assert with_norm[0].weight.reshape(2, -1).detach().svd().S[0] < 1.5
     assert torch.isfinite(out).all()
+
+
+class Saturating(nn.Module):
+    """Two layers, and an activation by any of the names that torch has for it."""
+
+    def __init__(self, activation) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.last = nn.Linear(30, 8), nn.Linear(8, 6)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(self.last(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.Tanh(),
+        torch.tanh,
+        lambda x: torch.tanh(input=x),
+        lambda x: x.tanh_(),
+        nn.functional.tanh,
+        nn.Sigmoid(),
+        lambda x: x.sigmoid(),
+        torch.sigmoid_,
+        nn.Softmax(1),
+        lambda x: x.softmax(1),
+        nn.Hardtanh(),
+        nn.functional.hardtanh_,
+    ],
+)
+def test_no_activation_stops_the_synaptic_flow_by_whatever_name_it_is_called(activation):
+    flows = []
+    for each in (activation, nn.Identity()):
+        networks = {"n": Saturating(each)}
+        everything = ones(prunable(networks))
+        flows.append(at_init._synaptic_flow(networks, {"n": (torch.zeros(1, 30),)}, everything))
+    assert all(float(flow.min()) > 0 for flow in flows[0].values())
+    for name, flow in flows[0].items():
+        assert torch.equal(flow, flows[1][name])
+    x = torch.full((1, 30), 20.0)
+    assert not torch.equal(Saturating(activation)(x), Saturating(nn.Identity())(x))
+
+
+def test_synflow_leaves_weights_in_every_layer_of_the_linear_autoencoder():
+    task = LinearAE(width=32)
+    networks = task.networks((1, 28, 28))
+    inputs = inputs_of(task, networks, (1, 28, 28))
+    everything = ones(prunable(networks))
+    masks = synflow(networks, inputs, count(everything)[0] // 2, everything)
+    for name, mask in masks.items():
+        assert float(mask.float().mean()) > 0.2, name
+
+
+class Labelled(nn.Module):
+    """A network of numbers and of a label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Embedding(5, 4), nn.Linear(8, 2)
+
+    def forward(self, x, label):
+        return self.last(torch.cat([x, self.embed(label)], 1))
+
+
+def test_synflow_hands_labels_on_as_they_are():
+    networks = {"n": Labelled()}
+    inputs = {"n": (torch.zeros(3, 4), torch.tensor([2, 0, 1]))}
+    flow = at_init._synaptic_flow(networks, inputs, ones(prunable(networks)))["n.last.weight"]
+    last = networks["n"].last.weight.detach().double().abs()
+    row = networks["n"].embed.weight[2].detach().double().abs()
+    whole = float(
+        (last[:, :4].sum() + (last[:, 4:] * row).sum()) + networks["n"].last.bias.abs().sum()
+    )
+    torch.testing.assert_close(flow, torch.cat([last[:, :4], last[:, 4:] * row], 1) / whole)
 
 
 @pytest.mark.parametrize("keep", [200, 40, 3])

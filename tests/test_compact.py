@@ -599,8 +599,23 @@ def bits(text: str) -> Tensor:
     ],
 )
 def test_rounded(scores, kept, multiple, wanted) -> None:
-    found = rounded({"x": torch.tensor(scores).float()}, {"x": bits(kept)}, multiple)
+    found = rounded({"x": torch.tensor(scores).float()}, {"x": bits(kept)}, multiple, {"x": 1})
     assert found["x"].tolist() == bits(wanted).tolist()
+
+
+@pytest.mark.parametrize(
+    ("multiple", "size", "wanted"),
+    [
+        (16, 4, "11110000"),  # sixteen channels are four sets of four
+        (16, 8, "11110000"),  # or two sets of eight: four already, of 32 channels
+        (6, 4, "11100000"),  # 4 sets are 16 channels; of 12 a multiple of 6, by threes
+        (4, 4, "11110000"),
+        (64, 4, "11111111"),
+    ],
+)
+def test_sets_of_channels_are_rounded_by_their_channels(multiple, size, wanted) -> None:
+    scores, kept = {"x": torch.arange(8.0, 0, -1)}, {"x": bits("11110000")}
+    assert rounded(scores, kept, multiple, {"x": size})["x"].tolist() == bits(wanted).tolist()
 
 
 def test_random_like_keeps_the_counts_and_depends_on_seed_and_name() -> None:

@@ -51,6 +51,24 @@ def test_half_of_any_quick_task_is_met_within_2_percent_by_each_network(name):
         assert wanted[role] < 0.75 * forward_macs(networks[role], inputs[role])
 
 
+def test_every_network_is_drawn_anew_for_another_seed():
+    """To learn what a network is called with draws numbers too, and those are the same always."""
+    task, shape = WideGAN(), (1, 8, 8)
+    networks = task.networks(shape)
+    wanted = work_of_a_cut(networks, inputs_of(task, networks, shape), "0.7")
+    plan = thin_plan(task, shape, dict(sorted(wanted.items())))
+    assert plan["discriminator"]["counts"], "the first is cut, for which its inputs are learnt"
+    made = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        made.append(thin_networks(task, shape, plan))
+    for name in plan:
+        first, other, again = (each[name][0 if name == "discriminator" else 1] for each in made)
+        assert first.weight.shape == other.weight.shape
+        assert not torch.equal(first.weight, other.weight), name
+        assert torch.equal(first.weight, again.weight), name
+
+
 def test_where_whole_channels_come_no_nearer_the_plan_says_how_far():
     """Of two channels and one, there is nothing to take or give that is less than 2%."""
     task = WideGAN(width=1)

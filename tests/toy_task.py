@@ -67,3 +67,36 @@ class NoDenormals(TinyAE):
         faded = torch.full((1 << 20,), 1e-30).mul_(1e-10)
         assert len(images) == 2 or not faded.any(), "denormal numbers are there"
         return super().loss(turn, networks, images)
+
+
+class Factor(torch.nn.Module):
+    """Multiplies by a number that is no tensor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class Loud(helpers.WideGAN):
+    """A generator whose width decides more than the sizes of its tensors."""
+
+    def networks(self, shape):
+        networks = super().networks(shape)
+        parts = list(networks["generator"])
+        loud = Sequential(*parts[:-1], Factor(1 / self.width), parts[-1])
+        return {**networks, "generator": loud}
+
+
+class Grouped(helpers.WideGAN):
+    """A critic that takes widths by eights alone."""
+
+    width: int = 24
+
+    def networks(self, shape):
+        networks = super().networks(shape)
+        critic = list(networks["discriminator"])
+        critic[1] = torch.nn.GroupNorm(8, self.width)
+        return {**networks, "discriminator": Sequential(*critic)}

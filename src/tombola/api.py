@@ -24,6 +24,7 @@ from tombola.limits import one_way
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
+from tombola.recipes.thin import of_width
 from tombola.registry import TASKS, file_sha256
 from tombola.report.page import write_report
 from tombola.sparsity.inspection import registered_task
@@ -291,8 +292,10 @@ def model_networks(
         shapes = {name: list(v.shape) for name, v in weights.items()}
         check_fit(path, built, shape, shapes, smaller=smaller)
         networks = built.networks(shape)
+        for name, width in manifest.get("widths_by_network", {}).items():
+            networks[name] = _narrowed(built, width).networks(shape)[name]
         load_any_size(networks, weights) if smaller else load_weights(networks, weights)
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise TicketError(
             f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
             "give the task it was trained with"
@@ -300,6 +303,14 @@ def model_networks(
     for network in networks.values():
         network.eval()
     return built, networks
+
+
+def _narrowed(task: Task, width: Any) -> Task:
+    """A task of a width that a file names for one network; ValueError for more than its own."""
+    widest = getattr(task, "width", 0)
+    if not isinstance(width, int) or not 1 <= width <= widest:
+        raise ValueError(f"its widths_by_network has {shown(width)}, not 1 to {shown(widest)}")
+    return of_width(task, width)
 
 
 def check_fit(

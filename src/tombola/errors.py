@@ -23,10 +23,10 @@ class TicketError(UserError):
 
 
 class DivergedError(Exception):
-    """A training met a loss that is not finite: the run ends as diverged, the search goes on."""
+    """A loss or a score is not finite: the run ends as diverged, the search goes on."""
 
-    def __init__(self, step: int, turn: str, value: float) -> None:
-        super().__init__(f"the loss of turn {turn} is {value} at step {step}")
+    def __init__(self, step: int, what: str, value: float) -> None:
+        super().__init__(f"{what} is {value} at step {step}")
         self.step = step
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
@@ -21,9 +21,11 @@ def some(name: str, values: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is empty; give at least one value")
 
 
-def distinct(noun: str, values: tuple[str, ...]) -> None:
-    """ConfigError for a list that names a value twice."""
-    if len(set(values)) < len(values):
+def distinct(
+    noun: str, values: tuple[str, ...], read: Callable[[str, str], Any] = lambda noun, text: text
+) -> None:
+    """ConfigError for a list that names a value twice, as ``read`` (noun, text) understands it."""
+    if len({read(noun, value) for value in values}) < len(values):
         raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
 
 
@@ -35,19 +37,27 @@ def integer(name: str, value: int, low: int, high: int | None = None) -> None:
 
 
 def number(
-    name: str, value: Any, low: float, high: float = math.inf, open_high: bool = False
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
-    """ConfigError unless a value is a finite number from ``low`` to ``high``, or below it."""
+    """ConfigError unless a value is a finite number from ``low`` to ``high``; open: not these."""
     fine = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and low <= value <= high
+        and not (open_low and value == low)
         and not (open_high and value == high)
     )
     if not fine:
         top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
-        raise ConfigError(f"{name} got {value!r}; it takes a finite number from {low:g}{top}")
+        bottom = f"above {low:g}" if open_low else f"from {low:g}"
+        raise ConfigError(f"{name} got {value!r}; it takes a finite number {bottom}{top}")
 
 
 def one_way(given: Collection[str], mark: str = "") -> None:

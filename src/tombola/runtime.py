@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,18 @@ def seed_everything(seed: int, purpose: str, step: int = 0) -> None:
     torch.manual_seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     random.seed(value)
+
+
+@contextlib.contextmanager
+def generators_as_found() -> Iterator[None]:
+    """The global generators of torch, NumPy and Python go on after it as if nothing had drawn."""
+    before = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
 
 
 @dataclass(frozen=True, kw_only=True)

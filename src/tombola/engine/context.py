@@ -39,6 +39,10 @@ class Context:
     progress: Callable[[int], None] = lambda steps: None
     """Told how many steps were done since it was last told."""
 
+    def thin_of(self, parents: Mapping[str, str]) -> dict[str, Any]:
+        """How the networks of a training were made thinner, by its parents; empty if not."""
+        return self.store.record(parents["thin"]) if "thin" in parents else {}
+
     def images(self, shape: tuple[int, int, int]) -> Images:
         """The data at the shape of the task, loaded once a process."""
         return _images(self.data, shape, self.data_dir, self.skip_broken)

@@ -25,6 +25,11 @@ ADDED = {DENSE: (SEARCH, SEARCH_AND_TRANSFER), SEARCH: (SEARCH_AND_TRANSFER,)}
 """Kind of command -> those that only add to what it leaves."""
 OF_DENSE = {("search", "seeds")}
 """What decides a dense training, of the sections of a search."""
+EARLY_BIRD = "early-bird"
+OF_EARLY_BIRD = (
+    "compress", "settle", "rule", "delta", "draw_epochs", "scale_l1", "floor", "round_to",
+)  # fmt: skip
+"""Keys of ``prune`` that decide nothing else."""
 
 
 def _grows(before: Any, after: Any) -> bool:
@@ -104,6 +109,28 @@ def inherit(config: Config, earlier: Told | None) -> Config:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
 
 
+def watched_groups(config: Config, earlier: Told | None) -> tuple[tuple[str, ...], ...]:
+    """The shares of channels by the training in which early-bird seeks them; empty without it.
+
+    Those of the first call are sought together. What a later call adds is sought in a training of
+    its own, so that what is there is not trained anew.
+    """
+    if EARLY_BIRD not in config.search.method:
+        return ()
+    groups: list[tuple[str, ...]] = []
+    if earlier is not None and EARLY_BIRD in _methods(earlier):
+        told = earlier["resolved"].get("watched") or [earlier["config"]["prune"]["compress"]]
+        groups = [tuple(shares) for shares in told]
+    known = {share for shares in groups for share in shares}
+    added = tuple(share for share in config.prune.compress if share not in known)
+    return (*groups, added) if added else tuple(groups)
+
+
+def _methods(told: Told) -> list[str]:
+    default = Config().tables()["search"]["method"]
+    return list(told["config"].get("search", {}).get("method", default))
+
+
 def refuse_changes(earlier: Told, now: Told, out: Path) -> None:
     """ConfigError that shows what differs, unless all that is in the folder stays and gains."""
     differences = [
@@ -152,6 +179,8 @@ def _values(earlier: Told, now: Told) -> Iterator[str]:
                 and section in ("search", "prune", "rewind")
                 and (section, key) not in OF_DENSE
             ):
+                continue
+            if section == "prune" and key in OF_EARLY_BIRD and EARLY_BIRD not in _methods(earlier):
                 continue
             was, is_now = before.get(key), table.get(key)
             if was != is_now and (how := _refused(section, key, earlier, now)) is not None:

@@ -42,7 +42,7 @@ def course(
     """
     reals = images.splits["validation"][: config["validation_samples"]]
     latents = latents_of(task, len(reals), config["sampling_seed"])
-    networks = networks_in_eval(task, tuple(config["data"]["shape"]), runtime)
+    networks = networks_in_eval(task, config, runtime)
     seen = f"{images.sha256}/validation"
     by_step: dict[str, float] = {}
     for step, load in states.items():

@@ -24,7 +24,7 @@ from tombola.recipes.trial import thinner, work_of
 from tombola.runs.plan import Node
 from tombola.sparsity.compact import Channels, Kept, check_cut, random_like, rounded
 from tombola.sparsity.cutting import Cut, shrink
-from tombola.sparsity.earlybird import Watch, channel_masks, overlap
+from tombola.sparsity.earlybird import Watch, overlap, pooled_masks
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
 from tombola.tasks.base import Networks
@@ -59,9 +59,13 @@ def watch(node: Node, context: Context) -> None:
         "cuts": cuts,
     }
     last = max(1, config["steps"] // 2)
+    why: dict[str, Any] = {}
     try:
         while True:
-            if trainer.step and trainer.step % config["draw_steps"] == 0:
+            due = trainer.step > 0 and trainer.step % config["draw_steps"] == 0
+            if due or trainer.step == last:
+                _check(trainer, channels)
+            if due:
                 _draw(watches, trainer, channels, config)
             for share in [s for s in watches if s not in cuts]:
                 if watches[share].found is not None or trainer.step == last:
@@ -76,11 +80,10 @@ def watch(node: Node, context: Context) -> None:
     except DivergedError as error:
         loop.close()
         why = {"diverged": error.step, "why": str(error)}
-        commit(node, context, {**why, "seconds": loop.seconds, "log": trainer.log})
-        return
     context.progress(last - trainer.step)
     checkpoint.unlink(missing_ok=True)
     record = {
+        **why,
         **loop.extra(),
         "seconds": loop.seconds,
         "log": trainer.log,
@@ -90,6 +93,15 @@ def watch(node: Node, context: Context) -> None:
         "step_macs": macs,
     }
     commit(node, context, record)
+
+
+def _check(trainer: Trainer, channels: Channels) -> None:
+    """DivergedError if a loss or a score is not finite; a gradient can be so before its loss is."""
+    trainer.check()
+    for name, value in channels.scores(trainer.networks).items():
+        odd = value[~value.isfinite()]
+        if len(odd):
+            raise DivergedError(trainer.step, f"the score of a channel of {name}", float(odd[0]))
 
 
 def _found(watch: Watch, loop: Loop, kept: Masks) -> dict[str, Any]:
@@ -106,11 +118,11 @@ def cut(node: Node, context: Context) -> None:
     """Cut the networks at the state that the watch kept, and prove that nothing else changed."""
     config = node.config
     part = context.store.begin(node.hash)
-    if diverged(context, node.parents["watch"]):
-        commit(node, context, {"not_run": True})
+    watched = context.store.record(node.parents["watch"])
+    if config["compress"] not in watched["cuts"]:
+        commit(node, context, {"not_run": True, "search_diverged": watched["diverged"]})
         return
     start = time.perf_counter()
-    watched = context.store.record(node.parents["watch"])
     found = watched["cuts"][config["compress"]]
     folder = context.store.path(node.parents["watch"])
     tensors, manifest = load_state(folder / f"cut-{config['compress']}.safetensors")
@@ -119,7 +131,8 @@ def cut(node: Node, context: Context) -> None:
     channels = _channels(trainer, watched["config"])
     kept = _bits(found["kept"], watched["channels"])
     if config["round_to"] > 1:
-        kept = rounded(channels.scores(trainer.networks), kept, config["round_to"])
+        scores, sizes = channels.scores(trainer.networks), channels.sizes()
+        kept = rounded(scores, kept, config["round_to"], sizes)
     if config["channels"] == "random":
         kept = random_like(kept, config["seed"])
     away = channels.cut(kept)
@@ -154,10 +167,10 @@ def overlaps(node: Node, context: Context) -> None:
     """How many of a ticket's channels are chosen at the end of dense training, and by chance."""
     config = node.config
     context.store.begin(node.hash)
-    if diverged(context, *node.parents.values()):
+    watched = context.store.record(node.parents["watch"])
+    if config["compress"] not in watched["cuts"] or diverged(context, node.parents["dense"]):
         commit(node, context, {"not_run": True})
         return
-    watched = context.store.record(node.parents["watch"])
     trainer = trainer_of(watched["config"], context, None)
     final = context.store.path(node.parents["dense"]) / "final.safetensors"
     load_weights(trainer.networks, load_weights_file(final))
@@ -246,26 +259,18 @@ def _masks(
     *,
     by_position: bool = False,
 ) -> Masks | None:
-    """The masks of a share now: scales in one pool, filter norms within their own network.
+    """The masks of a share now, by ``settle`` and ``floor`` of ``config``.
 
-    ``config``: ``settle`` and ``floor``. None while the scores leave a tie, unless that is settled
-    ``by_position``.
+    None while the scores leave a tie, unless that is settled ``by_position``.
     """
-    scores = channels.scores(networks)
-    names = {name.partition(".")[0] for name in scores}
-    pools = [channels.by_scale, *({name} for name in sorted(names - channels.by_scale))]
-    found: Masks = {}
-    for pool in pools:
-        own = {name: v for name, v in scores.items() if name.partition(".")[0] in pool}
-        if own:
-            apart = config["settle"] == "apart"
-            masks = channel_masks(
-                own, share, apart=apart, floor=config["floor"], by_position=by_position
-            )
-            if masks is None:
-                return None
-            found |= masks
-    return {name: found[name] for name in scores}
+    return pooled_masks(
+        channels.scores(networks),
+        channels.by_scale,
+        share,
+        apart=config["settle"] == "apart",
+        floor=config["floor"],
+        by_position=by_position,
+    )
 
 
 def _masks_at_once(

@@ -128,8 +128,21 @@ class Exports:
                     "arm": cell.kind,
                     "shape": list(self.tables.setting.shape),
                 }
+                options, widths = self._thinner(cell)
+                manifest["config"]["task"].update(options)
+                if widths:
+                    manifest["widths_by_network"] = widths
                 save_model(target, load_weights_file(final), manifest)
                 yield target
+
+    def _thinner(self, cell: Cell) -> tuple[Mapping[str, Any], dict[str, int]]:
+        """The options of the task, and else the width of each network, that made a cell thinner."""
+        if cell.thin is not None:
+            return cell.thin.options, {}
+        parents = self.tables.record(cell.train)["parents"]
+        made = self.tables.record(parents["thin"]) if "thin" in parents else {}
+        widths = {name: part["width"] for name, part in made.get("plan", {}).items()}
+        return made.get("options", {}), widths
 
     def _best_round(self, arm: Arm, summary: Mapping[str, Any]) -> int:
         """The round of the ticket's sparsity by the primary metric; without a winner the first."""

@@ -30,8 +30,9 @@ from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.own_judge import own_judge
 from tombola.metrics.pairs import Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
+from tombola.recipes.thin import new_networks
 from tombola.runtime import Runtime, rng
-from tombola.tasks.base import RECONSTRUCTING, Networks, Shape, Task
+from tombola.tasks.base import RECONSTRUCTING, Networks, Task
 from tombola.training.checkpoint import load_weights_file
 from tombola.training.trainer import load_any_size, prepare
 
@@ -70,7 +71,7 @@ def evaluate(
         for role in ("judge", "classifier")
     )
     eye = _Eye(judge, classifier, reals, images.labels["judge"], images.sha256)
-    networks = networks_in_eval(task, tuple(config["data"]["shape"]), runtime)
+    networks = networks_in_eval(task, config, runtime)
     by_step: dict[str, dict[str, float]] = {}
     for step, load in weights.items():
         load_any_size(networks, load())
@@ -211,9 +212,12 @@ def _opened(path: Path, inception: bool, device: str) -> Judge:
     return open_inception(path, device=device) if inception else load_judge(path, device=device)
 
 
-def networks_in_eval(task: Task, shape: Shape, runtime: Runtime) -> Networks:
-    """New networks of a task, to be filled with trained weights and judged."""
-    networks = task.networks(shape)
+def networks_in_eval(task: Task, config: Mapping[str, Any], runtime: Runtime) -> Networks:
+    """New networks of a task, to be filled with trained weights and judged.
+
+    ``config``: the shape of ``data``, and where they were made thinner by a plan that, as ``thin``.
+    """
+    networks = new_networks(task, tuple(config["data"]["shape"]), config.get("thin", {}))
     prepare(networks, runtime)
     for network in networks.values():
         network.eval()

@@ -12,6 +12,7 @@ from tombola.engine.handed_out import name_of, size_of
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
 from tombola.metrics.rules import fixed_margins
+from tombola.metrics.sentences import sentence
 from tombola.metrics.stability import stability
 from tombola.metrics.statistics import (
     OWN_ARMS,
@@ -82,6 +83,7 @@ def resolved(setting: Setting, command: str, recipe: str) -> dict[str, Any]:
             "sample_macs": setting.work.sample_macs,
             "judge": dict(setting.judge) if setting.judge else None,
             "classifier": dict(setting.classifier) if setting.classifier else None,
+            "watched": [list(shares) for shares in setting.watched],
             "margins": fixed_margins(setting.config.verdict.margins),
         },
         "versions": versions(),
@@ -215,6 +217,7 @@ class Output:
             margins=dict(config.verdict.margins),
             searches=searches,
         )
+        self._compare_sizes(verdicts, costs)
         self._gate(verdicts)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         return {
@@ -234,6 +237,26 @@ class Output:
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
         }
+
+    def _compare_sizes(self, verdicts: Mapping[str, Any], costs: list[CostRow]) -> None:
+        """Where thin-parameters has more parameters than what was cut, say how many times as many.
+
+        As ``times_as_large`` of that control, of the means over seeds; the sentence heeds it.
+        """
+        sizes: dict[tuple[str, str], list[int]] = {}
+        for cost in costs:
+            key = SearchKey(*(getattr(cost, name) for name in SearchKey._fields))
+            sizes.setdefault((arm_name(key), cost.arm), []).append(cost.parameters or 0)
+        for name, arm in verdicts["arms"].items():
+            cut, thin = (sizes.get((name, kind)) for kind in ("compact", "thin-parameters"))
+            if not cut or not thin or statistics.fmean(thin) <= statistics.fmean(cut):
+                continue
+            times = statistics.fmean(thin) / statistics.fmean(cut)
+            for verdict in arm.values():
+                for place in (verdict, *verdict["levels"]):
+                    if "thin-parameters" in place["controls"]:
+                        place["controls"]["thin-parameters"]["times_as_large"] = times
+                verdict["sentence"] = sentence(verdict)
 
     def _gate(self, verdicts: Mapping[str, Any]) -> None:
         """A classifier that failed its gate gives curves, but no verdict."""

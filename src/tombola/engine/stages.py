@@ -34,6 +34,7 @@ from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
 from tombola.engine.starts import trainer_of
 from tombola.errors import DivergedError
 from tombola.recipes.cells import course_steps, judged_steps
+from tombola.recipes.thin import thinned
 from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
 from tombola.training.checkpoint import load_state, save_state, save_weights
@@ -53,7 +54,7 @@ def train(node: Node, context: Context) -> None:
     store, config = context.store, node.config
     part = store.begin(node.hash)
     if diverged(context, *node.parents.values()):
-        commit(node, context, {"not_run": True})
+        commit(node, context, {"not_run": True, **_search_diverged(node, context)})
         return
     trainer = trainer_of(config, context, node)
     first, total = trainer.step, trainer.settings.total_steps
@@ -104,6 +105,14 @@ def train(node: Node, context: Context) -> None:
     )
 
 
+def _search_diverged(node: Node, context: Context) -> dict[str, int]:
+    """The step at which the search of a smaller network diverged, which is its own training."""
+    if node.config["start"] != "compact" or "cut" not in node.parents:
+        return {}
+    record = context.store.record(node.parents["cut"])
+    return {key: record[key] for key in ("search_diverged",) if key in record}
+
+
 def _smaller(node: Node, context: Context, trainer: Trainer) -> dict[str, Any]:
     """What the record of a network that was cut or thinned says beside what all say."""
     if node.config["start"] == "compact" and "ticket" in node.parents:
@@ -132,8 +141,8 @@ def evaluation(node: Node, context: Context) -> None:
     part = context.store.begin(node.hash)
     if diverged(context, node.parents["train"]):
         record = context.store.record(node.parents["train"])
-        kind = "diverged" if "diverged" in record else "not_run"
-        commit(node, context, {kind: record.get("diverged", True)})
+        step = record.get("diverged", record.get("search_diverged"))
+        commit(node, context, {"not_run": True} if step is None else {"diverged": step})
         return
     start = time.perf_counter()
     training = context.store.record(node.parents["train"])
@@ -150,7 +159,9 @@ def evaluation(node: Node, context: Context) -> None:
     if before:
         weights = {last: weights[last]}
     judges = _judge_files(node, context)
-    task = context.make_task(config)
+    thin = context.thin_of(training["parents"])
+    config["thin"] = thin
+    task = thinned(context.make_task(config), thin)
     images = context.images(tuple(config["data"]["shape"]))
     record, made = evaluate(config, task, images, runtime, weights, judges)
     if config["grid"]:

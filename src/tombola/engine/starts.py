@@ -7,7 +7,7 @@ from typing import Any
 
 from tombola.data.batches import Batches
 from tombola.engine.context import Context
-from tombola.recipes.thin import thin_networks
+from tombola.recipes.thin import new_networks, thinned
 from tombola.runs.plan import Node
 from tombola.runtime import rng, seed_everything
 from tombola.sparsity.compact import compact
@@ -23,15 +23,12 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
     """The trainer of a train node at its first step: networks, masks and start weights in place."""
     runtime = context.runtime(config)
     parents = node.parents if node is not None else {}
-    thin = context.store.record(parents["thin"]) if "thin" in parents else {}
-    if "options" in thin:
-        config = {**config, "task": {**config["task"], "options": thin["options"]}}
-    task = context.make_task(config)
+    thin = context.thin_of(parents)
+    task = thinned(context.make_task(config), thin)
     shape = tuple(config["data"]["shape"])
     seed, start = config["seed"], config["start"]
     seed_everything(seed, f"init-{config['draw']}" if "draw" in config else "init")
-    networks: Networks
-    networks = thin_networks(task, shape, thin["plan"]) if "plan" in thin else task.networks(shape)
+    networks = new_networks(task, shape, thin)
     if "cut" in parents:
         state = load_state(context.store.path(parents["cut"]) / "state.safetensors")
         resize(networks, {k: v.shape for k, v in under(state[0], "network.").items()})

@@ -24,11 +24,11 @@ from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config, write_folder
 from tombola.loops.listening import listening
 from tombola.loops.measured import Measured, save_images, surroundings
-from tombola.loops.modules import Modules, Networks, Weights, copied, generators_as_found
+from tombola.loops.modules import Modules, Networks, Weights, copied
 from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
 from tombola.runs.results import read_results
 from tombola.runs.store import locked
-from tombola.runtime import seed_everything
+from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights
 

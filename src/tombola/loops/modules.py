@@ -6,18 +6,14 @@ gradients, and the next begins on the same objects.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from tombola.errors import ConfigError
 from tombola.loops.draws import permute
-from tombola.runtime import seed_everything
+from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.names import networks_of
 from tombola.training.trainer import load_weights, named_state
 
@@ -89,15 +85,3 @@ def checked(given: Any) -> dict[str, nn.Module]:
 def copied(networks: Networks) -> Weights:
     """Copies on the CPU of every parameter and buffer, by ``network.name``."""
     return {k: v.to("cpu", copy=True) for k, v in named_state(dict(networks)).items()}
-
-
-@contextlib.contextmanager
-def generators_as_found() -> Iterator[None]:
-    """The global generators of torch, NumPy and Python go on after it as if nothing had drawn."""
-    before = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        np.random.set_state(before[0])
-        random.setstate(before[1])

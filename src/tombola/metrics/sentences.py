@@ -30,7 +30,11 @@ def _of_state(verdict: Mapping[str, Any]) -> str:
         return _not_enough(verdict)
     if state.startswith("matches"):
         so_do = [n for n, c in verdict["controls"].items() if c["state"] == "not worse"]
-        thin = [name for name in so_do if name.startswith("thin-")]
+        thin = [
+            name
+            for name in so_do
+            if name.startswith("thin-") and not verdict["controls"][name].get("times_as_large")
+        ]
         if verdict["arm"] == "compact" and thin:
             return (
                 f"{_matching(verdict)}, but so does {_and(thin)}: {_THIN}, no search is needed"
@@ -68,15 +72,24 @@ def _thin_is_as_good(verdict: Mapping[str, Any]) -> str:
     if verdict["arm"] != "compact" or verdict["state"] == "not enough runs":
         return ""
     found: dict[str, list[str]] = {}
+    larger: dict[str, list[str]] = {}
     for level in verdict["levels"]:
         for name, control in level["controls"].items():
             gap = control["gap_mean"]
             if name.startswith("thin-") and gap is not None and gap <= 0:
-                found.setdefault(name, []).append(percent(level["sparsity"]))
-    if not found:
-        return ""
-    where = _and([f"{name} (at {_and(levels)})" for name, levels in found.items()])
-    return f" In the mean {where} {'do' if len(found) > 1 else 'does'} as well or better: {_THIN}."
+                kind = larger if control.get("times_as_large") else found
+                kind.setdefault(name, []).append(percent(level["sparsity"]))
+    said = ""
+    if found:
+        where = _and([f"{name} (at {_and(levels)})" for name, levels in found.items()])
+        verb = "do" if len(found) > 1 else "does"
+        said = f" In the mean {where} {verb} as well or better: {_THIN}."
+    for name, levels in larger.items():
+        said += (
+            f" At {_and(levels)} {name} does as well too, but with more parameters than the "
+            "ticket: it cannot be made so thin."
+        )
+    return said
 
 
 def percent(sparsity: float) -> str:

@@ -16,6 +16,9 @@ from tombola.runs.plan import Graph, Node
 from tombola.sparsity.earlybird import LOOK_BACK
 
 OPPONENTS = ("thin-parameters", "dense-long")
+VERSIONS = {"synflow": 2, "thin-flops": 2}
+"""Methods and controls whose runs would differ from those of an earlier version, where those of
+others of their kind would not; a schema number is for all runs of a kind."""
 """Controls that are dense networks."""
 MOST_TIMES_AS_LONG = 3
 """dense-long is trained at most so many times as long as a ticket."""
@@ -76,7 +79,7 @@ class Chain:
             scores = self.add("scores", config, parents, 0, f"scores by {method}")
             parents, scored = {**parents, "scores": scores}, (scores,)
         for level in range(1, len(self.setting.levels) + 1):
-            config = {**self._mask_config(level), "method": method}
+            config = {**self._mask_config(level), "method": method, **_version(method)}
             ticket = self.add("mask", config, parents, 0, f"mask of level {level} by {method}")
             parents, scored = {**parents, "previous": ticket}, (*scored, ticket)
             self.ticket_and_controls(level, ticket, scored)
@@ -92,7 +95,7 @@ class Chain:
             **rule,
             "start": "dense",
             "prune": list(split_networks(self.arm.networks)),
-            "compress": list(prune.compress),
+            "compress": list(self.setting.watched_with(share)),
             "draw_steps": _draw_steps(self.setting, prune.draw_epochs),
         }
         half = self.setting.steps // 2
@@ -106,7 +109,7 @@ class Chain:
             if kind == "random-channels":
                 parents = {"cut": self._cut("random", watch)}
             elif kind != "compact":
-                asked = {**self.base, "match": kind.removeprefix("thin-")}
+                asked = {**self.base, "match": kind.removeprefix("thin-"), **_version(kind)}
                 label = f"size of {kind} for {share}"
                 parents = {"thin": self.add("thin", asked, {"cut": cut}, 0, label)}
             config = {**self.base, "start": kind}
@@ -322,6 +325,11 @@ def evaluation(
     return graph.add(
         Node("evaluate", config, {"train": train, **judges}, f"judge {training.label}")
     )
+
+
+def _version(name: str) -> dict[str, int]:
+    """What tells the runs of a method or control from those of an earlier version."""
+    return {"version": VERSIONS[name]} if name in VERSIONS else {}
 
 
 def _criterion(spec: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tombola.config import Config
+from tombola.config import Config, PruneSection
 from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
@@ -21,8 +21,12 @@ from tombola.metrics.rules import rule_of
 from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
 from tombola.runtime import Runtime, check_precision, resolve_device, seed_everything
+from tombola.sparsity.compact import Channels
+from tombola.sparsity.cutting import Inputs
+from tombola.sparsity.earlybird import pooled_masks
 from tombola.sparsity.masks import kept_at, kept_count, prunable
-from tombola.tasks.base import FAMILIES, Shape, Task
+from tombola.tasks.base import FAMILIES, Networks, Shape, Task
+from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer
 from tombola.values import parse_rewind
 
@@ -56,6 +60,12 @@ class Setting:
     """Name, source and hash of the judge; None where nothing is sampled."""
     classifier: Mapping[str, Any] | None
     """The same of the network that says what images are of; None without labels, or not asked."""
+    watched: tuple[tuple[str, ...], ...] = ()
+    """Shares of channels that early-bird seeks in one training each, as they came to the folder."""
+
+    def watched_with(self, compress: str) -> tuple[str, ...]:
+        """The shares that are sought in the same training as one of them, itself included."""
+        return next((g for g in self.watched if compress in g), self.config.prune.compress)
 
     def base(self, precision: str) -> dict[str, Any]:
         """The part of the config that every training run's name contains."""
@@ -119,6 +129,22 @@ class Setting:
         return step
 
 
+def check_channels(prune: PruneSection, networks: Networks, inputs: Mapping[str, Inputs]) -> None:
+    """ConfigError unless every share of channels can be cut from every set of pruned networks."""
+    for names in prune.networks:
+        channels = Channels.of(networks, inputs, split_networks(names))
+        scores = channels.scores(networks)
+        for share in prune.compress:
+            pooled_masks(
+                scores,
+                channels.by_scale,
+                share,
+                apart=prune.settle == "apart",
+                floor=prune.floor,
+                by_position=True,
+            )
+
+
 def task_class(spec: str) -> type[Task]:
     """The class that a task's name stands for; ConfigError if it is no task of a known family."""
     kind = TASKS.load(spec)
@@ -172,6 +198,8 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         config.data.name, shape, data_dir=data_dir, skip_broken=config.data.skip_broken
     )
     networks, work = try_task(task, shape)
+    if "early-bird" in config.search.method:
+        check_channels(config.prune, networks, inputs_of(task, networks, shape))
     pools = {
         name: prunable(networks, split_networks(name), config.prune.exclude)
         for name in config.prune.networks

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tombola.errors import ConfigError, UserError
-from tombola.recipes.trial import task_options
+from tombola.errors import ConfigError
+from tombola.recipes.trial import between, task_options
 from tombola.sparsity.channels import Group, channel_groups
 from tombola.sparsity.cost import count_macs
 from tombola.sparsity.cutting import Cut, Inputs, outputs_of, shrink
@@ -48,7 +48,7 @@ def thin_plan(task: Task, shape: Shape, wanted: Mapping[str, int]) -> dict[str, 
     plan: dict[str, Any] = {}
     for name, macs in wanted.items():
         width = _least_width(task, shape, name, macs)
-        networks = _wide(task, width).networks(shape)
+        networks = of_width(task, width).networks(shape)
         inputs = inputs_of(task, networks, shape)[name]
         counts, own = _trim(name, networks[name], inputs, macs)
         plan[name] = {"width": width, "counts": counts, "ratio": own / macs}
@@ -59,7 +59,7 @@ def thin_networks(task: Task, shape: Shape, plan: Mapping[str, Any]) -> Networks
     """New thin networks by a plan, drawn from torch's global generator."""
     networks: Networks = {}
     for name, part in plan.items():
-        made = _wide(task, part["width"]).networks(shape)
+        made = of_width(task, part["width"]).networks(shape)
         if part["counts"]:
             inputs = inputs_of(task, made, shape)[name]
             groups = channel_groups(name, made[name], inputs)
@@ -68,7 +68,20 @@ def thin_networks(task: Task, shape: Shape, plan: Mapping[str, Any]) -> Networks
     return networks
 
 
-def _wide(task: Task, width: int) -> Task:
+def thinned(task: Task, record: Mapping[str, Any]) -> Task:
+    """The task of a training whose networks a record of its thin run made thinner, if any did."""
+    return type(task)(**record["options"]) if "options" in record else task
+
+
+def new_networks(task: Task, shape: Shape, record: Mapping[str, Any]) -> Networks:
+    """New networks of such a task. What a width decides besides sizes is as the width has it."""
+    if "plan" in record:
+        return thin_networks(task, shape, record["plan"])
+    return task.networks(shape)
+
+
+def of_width(task: Task, width: int) -> Task:
+    """The same task with another value of its option ``width``."""
     return type(task)(**{**task_options(task), "width": width})
 
 
@@ -87,17 +100,16 @@ def _least_width(task: Task, shape: Shape, name: str, macs: int) -> int:
     def work(width: int) -> int | None:
         """Multiply-adds at a width; None where there is no such network between the others."""
         try:
-            network = _wide(task, width).networks(shape)[name]
+            network = of_width(task, width).networks(shape)[name]
             fits = [x.shape for x in outputs_of(network, inputs)] == outer
-        except (UserError, RuntimeError):
+        except Exception:  # whatever a user's networks say of a width that they do not take
             return None
         return forward_macs(network, inputs) if fits else None
 
     low, high = 0, widest
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = work(middle)
-        low, high = (low, middle) if found is not None and found >= macs else (middle, high)
+    while found := between(work, low, high):
+        width, own_macs = found
+        low, high = (low, width) if own_macs >= macs else (width, high)
     return high
 
 

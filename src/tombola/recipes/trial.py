@@ -233,21 +233,32 @@ def thinner(task: Task, shape: Shape, parameters: int) -> Thin:
         """Parameters at a width, or None where the task has no such width."""
         try:
             networks = type(task)(**{**options, "width": width}).networks(shape)
-        except UserError:
+        except Exception:  # whatever a user's networks say of a width that they do not take
             return None
         return sum(p.numel() for network in networks.values() for p in network.parameters())
 
     low, high = 1, options["width"]  # low may be too thin to be made, high has too many parameters
     while counted(low) is None and low < high:
         low += 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = counted(middle)
-        low, high = (middle, high) if found is None or found <= parameters else (low, middle)
+    while found := between(counted, low, high):
+        width, count = found
+        low, high = (width, high) if count <= parameters else (low, width)
     thin = type(task)(**{**options, "width": low})
     networks, work = try_task(thin, shape)
-    count = sum(p.numel() for network in networks.values() for p in network.parameters())
-    return Thin(options=task_options(thin), parameters=count, work=work)
+    own = sum(p.numel() for network in networks.values() for p in network.parameters())
+    return Thin(options=task_options(thin), parameters=own, work=work)
+
+
+def between(measured: Callable[[int], int | None], low: int, high: int) -> tuple[int, int] | None:
+    """The width nearest to the middle between two that can be made, and its measure; or None.
+
+    ``measured``: width -> number, None for a width that cannot be made.
+    """
+    middle = (low + high) // 2
+    for width in sorted(range(low + 1, high), key=lambda each: abs(each - middle)):
+        if (found := measured(width)) is not None:
+            return width, found
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tombola.errors import ConfigError
 from tombola.sparsity.cutting import Inputs, floating_tensors
@@ -22,6 +24,13 @@ from tombola.sparsity.select import top
 Losses = Callable[[], Iterator[Tensor]]
 """The scalar losses of a network's turn, batch by batch, each with a graph of its own; the same
 ones whenever called."""
+SATURATING = frozenset(
+    getattr(place, name)
+    for place in (torch, torch.Tensor, nn.functional)
+    for name in ("tanh", "tanh_", "sigmoid", "sigmoid_", "softmax", "hardtanh", "hardtanh_")
+    if hasattr(place, name)
+)
+"""Activations that stop SynFlow's flow, under every name by which a network may call them."""
 SYNFLOW_STEPS = 100
 """Steps in which SynFlow reaches a level (Tanaka et al. 2020, section 6)."""
 
@@ -119,7 +128,8 @@ def synflow(
 ) -> Masks:
     """Masks of exactly ``keep`` weights by iterative synaptic flow; no data are seen.
 
-    ``inputs``: what each network is called with, of any batch size; ones take their place.
+    ``inputs``: what each network is called with, of any batch size; ones take the place of floating
+    numbers, and the first of whole ones (labels) stays.
     ``among``: the masks so far; only what they keep competes. Tanaka, Kunin, Yamins, Ganguli 2020,
     "Pruning neural networks without any data by iteratively conserving synaptic flow", algorithm
     1: in 100 steps of equal ratios, scores |w| dR/d|w| / R with R the sum of the outputs for ones
@@ -146,32 +156,44 @@ def _synaptic_flow(
         own = {k: m for k, m in masks.items() if k.startswith(f"{name}.")}
         if not own:
             continue
-        linear = _linearised(network)
+        linear = _copied(network)
         leaves = {f"{name}.{k}": leaf for k, leaf in plain_parameters(linear).items()}
         with torch.no_grad():
             for key, leaf in leaves.items():
                 leaf.abs_()
                 if key in own:
                     leaf.mul_(own[key])
-        asked = [torch.ones_like(x[:1], dtype=torch.float64) for x in inputs[name]]
-        flow = torch.stack([part.sum() for part in floating_tensors(linear(*asked))]).sum()
+        asked = [
+            torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1]
+            for x in inputs[name]
+        ]
+        with _Unbounded():
+            flow = torch.stack([part.sum() for part in floating_tensors(linear(*asked))]).sum()
         chosen = [leaves[key] for key in own]
         slopes = torch.autograd.grad(flow, chosen, allow_unused=True)
-        whole = flow.detach() if float(flow) > 0 else torch.ones_like(flow)
+        whole = flow.detach()
+        whole = whole if float(whole) > 0 else torch.ones_like(whole)
         for key, leaf, slope in zip(own, chosen, slopes, strict=True):
             zero = torch.zeros_like(leaf)
             scores[key] = (leaf * slope).detach() / whole if slope is not None else zero
     return {key: scores[key] for key in masks}
 
 
-def _linearised(network: nn.Module) -> nn.Module:
-    """A copy in float64 and eval mode whose outputs grow with its inputs without end."""
+class _Unbounded(TorchFunctionMode):
+    """In its block saturating activations, modules or functions, hand on what they are given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in SATURATING:
+            return args[0] if args else named["input"]
+        return func(*args, **named)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy in float64 and eval mode, without spectral norms, all of whose parameters learn."""
     made = copy.deepcopy(network).double().eval()
     for module in list(made.modules()):
         without_spectral_norm(module)
-        for name, child in module.named_children():
-            if isinstance(child, nn.Tanh | nn.Sigmoid | nn.Softmax | nn.Hardtanh):
-                setattr(module, name, nn.Identity())
     for parameter in made.parameters():
         parameter.requires_grad_(True)
     return made

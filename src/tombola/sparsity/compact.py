@@ -100,6 +100,10 @@ class Channels:
             found[group.name] = (norms / norms.mean().clamp_min(1e-30)).float()
         return found
 
+    def sizes(self) -> dict[str, int]:
+        """Group -> channels of its ranked layer that go as one: several under GroupNorm."""
+        return {group.name: _ranked(group)[0].positions.shape[1] for group in self.groups}
+
     def cut(self, kept: Mapping[str, Tensor]) -> Cut:
         """The cut that leaves what is kept."""
         return Cut.of([(g.slices, kept[g.name]) for g in self.groups if g.name in kept])
@@ -162,15 +166,23 @@ def _divided(tensor: str) -> TicketError:
     )
 
 
-def rounded(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], multiple: int) -> Kept:
-    """What is kept, with the count of each group brought to the nearest multiple, at least one.
+def rounded(
+    scores: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    channels: int,
+    sizes: Mapping[str, int],
+) -> Kept:
+    """What is kept, with the count of each layer brought to the nearest multiple, at least one.
 
-    More channels are the best of those that would go, fewer leave out the worst; a group of fewer
-    channels than the multiple is kept whole. Exact counts over all groups hold no longer.
+    ``channels``: what their number becomes a multiple of; ``sizes``: how many of a group's stand or
+    fall as one. More channels are the best of those that would go, fewer leave out the worst; a
+    layer of fewer channels than the multiple is kept whole. Exact counts over all groups hold no
+    longer.
     """
     found: Kept = {}
     for name, mask in kept.items():
         n, count = len(mask), int(mask.sum())
+        multiple = channels // math.gcd(channels, sizes[name])
         wanted = min(n, max(multiple, multiple * ((count + multiple // 2) // multiple)))
         # Stable: ties go to the earlier position; what was kept comes before what was not.
         order = torch.argsort(scores[name].double(), descending=True, stable=True)

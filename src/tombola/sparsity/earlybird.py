@@ -10,7 +10,7 @@ A mask set is a boolean CPU tensor (n,) by name ``network.layer``, one entry a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -79,6 +79,32 @@ def channel_masks(
             return None
         masks.update(drawn)
     return {name: masks[name] for name in scores}
+
+
+def pooled_masks(
+    scores: Mapping[str, Tensor],
+    by_scale: Collection[str],
+    compress: Share,
+    *,
+    apart: bool = False,
+    floor: int = 1,
+    by_position: bool = False,
+) -> Masks | None:
+    """Masks as :func:`channel_masks`, of one pool of networks that are ranked by their scales.
+
+    Each of the others, whose scores are norms of filters, is a pool of its own. ``by_scale``: the
+    names of the former. None, and errors, as there.
+    """
+    names = {name.partition(".")[0] for name in scores}
+    found: Masks = {}
+    for pool in (set(by_scale), *({name} for name in sorted(names - set(by_scale)))):
+        own = {name: v for name, v in scores.items() if name.partition(".")[0] in pool}
+        if own:
+            masks = channel_masks(own, compress, apart=apart, floor=floor, by_position=by_position)
+            if masks is None:
+                return None
+            found |= masks
+    return {name: found[name] for name in scores}
 
 
 def _drawn(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError
-from tombola.runtime import derive_seed
+from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.cutting import Inputs
 from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.trainer import BatchSource
@@ -24,14 +24,15 @@ PROBE = 2
 
 
 def inputs_of(task: Task, networks: Networks, shape: Shape) -> dict[str, Inputs]:
-    """What each network is called with in its turn's loss, on blank images; networks stay as is.
+    """What each network is called with in its turn's loss, on blank images.
 
-    ConfigError for a network that no loss calls.
+    Networks and global generators stay as they are. ConfigError for a network that no loss calls.
     """
     copies = {name: copy.deepcopy(network).cpu() for name, network in networks.items()}
     blank = torch.zeros(PROBE, *shape)
     blind = Batches(blank.to(torch.uint8), PROBE, 0)
-    return Scored(task, copies, blind, 0).inputs(blank)
+    with generators_as_found():
+        return Scored(task, copies, blind, 0).inputs(blank)
 
 
 class Scored:
@@ -92,7 +93,7 @@ class Scored:
         self._restore()
         for name, network in self.networks.items():
             network.requires_grad_(not turn.learns or name in turn.learns)
-        torch.manual_seed(derive_seed(self.seed, f"scores-{turn.name}", draw))
+        seed_everything(self.seed, f"scores-{turn.name}", draw)
         made = self.task.loss(turn.name, self.networks, images)
         return made["loss"] if isinstance(made, dict) else made
 

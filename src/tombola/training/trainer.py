@@ -74,6 +74,11 @@ class Trainer:
         self.optimizers = {
             turn.name: task.optimizer(turn.name, self._learners[turn.name]) for turn in task.turns
         }
+        self._numbered = {
+            turn: [leaf for group in each.param_groups for leaf in group["params"]]
+            for turn, each in self.optimizers.items()
+        }
+        """Turn -> parameters as the state of its optimizer numbers them: group by group."""
         self.scaling = Scaling(settings.runtime, self.optimizers)
         self._constrains = type(task).constrain is not Task.constrain
         self._factor = 1.0
@@ -145,8 +150,7 @@ class Trainer:
         """Turn -> ``network.parameter`` of what learns in it, in its optimizer's order."""
         names = {id(leaf): name for name, leaf in _named_parameters(self.networks)}
         return {
-            turn: [names[id(leaf)] for leaf in learners]
-            for turn, learners in self._learners.items()
+            turn: [names[id(leaf)] for leaf in leaves] for turn, leaves in self._numbered.items()
         }
 
     def _seed(self, value: int) -> None:
@@ -215,7 +219,7 @@ class Trainer:
         for step, turn, value in pending:
             number = float(value)
             if not math.isfinite(number):
-                raise DivergedError(step, turn, number)
+                raise DivergedError(step, f"the loss of turn {turn}", number)
 
     def _average(self) -> None:
         if not self._averages:
@@ -308,7 +312,7 @@ class Trainer:
             )
             for name, value in entries.items():
                 index, _, key = name.partition(".")
-                parameter = self._learners[turn][int(index)]
+                parameter = self._numbered[turn][int(index)]
                 state.setdefault(int(index), {})[key] = _like(value, parameter)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
