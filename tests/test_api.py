@@ -15,8 +15,11 @@ from torch.utils.data import Dataset
 import helpers
 import in_process
 import tombola
+from tombola import api
 from tombola.engine import loop
 from tombola.engine.search import Progress
+from tombola.errors import ConfigError, TicketError
+from tombola.registry import TASKS
 from tombola.runtime import rng
 
 TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
@@ -319,3 +322,20 @@ def test_networks_that_need_numbers_are_loaded_too(result):
     assert torch.equal(
         networks["decoder"][0].weight, tombola.load(path).weights["decoder.0.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (("ddpm", {"blocks": 10**9}), "blocks is 1000000000"),
+        (("ddpm", {"levels": (10**30,)}), "width_of_a_level is"),
+        (("ddpm", {"blocks": 10**18}), "blocks is"),
+        (("conv-ae", {"width": 280_000_000}), "width is 280000000; it must be at most 65,536"),
+        (("dcgan", {"width": 70_000_000, "latent": 10**5}), "it must be at most 65,536"),
+        (("linear-ae", {"size": 10**9}), "size is 1000000000; it must be at most 65,536"),
+    ],
+)
+def test_options_of_a_stranger_s_file_take_no_memory(task, words):
+    name, options = task
+    with pytest.raises((ConfigError, TicketError), match=words):
+        api.check_fit("model", TASKS.load(name)(**options), (3, 32, 32), {})

@@ -22,6 +22,7 @@ from tombola import cli
 from tombola.errors import ConfigError, TicketError
 from tombola.loops import attaching, draws, measured, orders
 from tombola.loops.book import FINAL, REWIND, TICKET
+from tombola.loops.ending import Ending
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file
@@ -430,3 +431,61 @@ def test_among_several_ranks_every_one_has_the_same_mask(tmp_path, monkeypatch, 
     mask = ticket.masks["net.weight"]
     assert int(mask.sum()) == 128
     assert torch.equal(torch.tensor(ranks[0]) != 0, mask)
+
+
+PROCESS = """
+import sys, torch, torch.multiprocessing as mp, tombola
+
+def train(steps):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 4)
+    tombola.attach({"net": net})
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(torch.ones(2, 4)).square().mean().backward()
+        optimizer.step()
+        if step == 5 and steps > 6:
+            CRASH
+    tombola.record("loss", 1.0, better="lower")
+
+if __name__ == "__main__":
+    mp.set_start_method("fork")
+    child = mp.Process(target=train, args=(10,))
+    child.start()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize("crash", ["raise ValueError('x')", "sys.exit(3)"])
+def test_a_process_that_fails_is_no_whole_round_though_its_parent_ends_well(
+    tmp_path, monkeypatch, capsys, crash
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(PROCESS.replace("CRASH", crash))
+    words = "run --rounds 1 --rate 0.5 --rewind 2it --controls none --out out -- python train.py"
+    assert cli.main(words.split()) != 0
+    assert not list((tmp_path / "out").rglob(FINAL))
+
+
+@pytest.mark.parametrize("crash", ["pass", "sys.exit(0)"])
+def test_a_process_that_ends_well_is_a_round(tmp_path, monkeypatch, capsys, crash):
+    monkeypatch.chdir(tmp_path)
+    text = PROCESS.replace("CRASH", "pass")
+    if crash != "pass":
+        text = text.replace('better="lower")', 'better="lower")\n    sys.exit(0)')
+    (tmp_path / "train.py").write_text(text)
+    words = "run --rounds 1 --rate 0.5 --rewind 2it --controls none --out out -- python train.py"
+    assert cli.main(words.split()) == 0, capsys.readouterr().err
+
+
+def test_the_rank_is_remembered_when_its_group_is_gone(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    order = orders.Order(start="own", arm="ticket", seed=0, round=1, prune=("all",), rewind_steps=0)
+    ending = Ending(tmp_path, order, judge=None, sample=None)
+    assert ending.rank() == 0
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert ending.rank() == 1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    assert ending.rank() == 1

@@ -10,7 +10,7 @@ import torch
 
 import tombola
 from helpers import WideGAN
-from test_early_bird import FIRST, LATE, SECOND, costs, find, records
+from test_early_bird import FIRST, FOUND, LATE, SECOND, costs, find, records
 from tombola import cli
 from tombola.config import build
 from tombola.data.batches import Batches
@@ -21,7 +21,7 @@ from tombola.errors import ConfigError, DivergedError
 from tombola.metrics import sentences
 from tombola.recipes.thin import forward_macs, thin_plan
 from tombola.recipes.trial import between, thinner
-from tombola.runs.results import CostRow
+from tombola.runs.results import CostRow, read_costs
 from tombola.runtime import Runtime
 from tombola.sparsity.compact import Channels
 from tombola.training.scoring import inputs_of
@@ -295,3 +295,41 @@ def test_a_thin_network_of_more_parameters_than_the_ticket_is_no_advice(monkeypa
     assert verdict["levels"][0]["controls"]["thin-parameters"]["times_as_large"] == 4.0
     larger = "At 99.0% thin-parameters does as well too, but with more parameters than the ticket"
     assert verdict["sentence"] == f"Undecided. {larger}: it cannot be made so thin."
+
+
+def test_the_first_seed_s_search_diverges_and_the_level_keeps_its_sparsity(tmp_path, monkeypatch):
+    check = early_bird._check
+
+    def failing(trainer, channels):
+        check(trainer, channels)
+        if trainer.settings.seed == 0:
+            raise DivergedError(trainer.step, "the score of a channel of x", float("nan"))
+
+    monkeypatch.setattr(early_bird, "_check", failing)
+    asked = {"compress": "0.6", "seeds": 2, "controls": "none"}
+    result = find(tmp_path / "out", monkeypatch, **asked)
+    cut = next(r for r in records(result.out, "cut") if "sparsity" in r)
+    assert {row.sparsity for row in result.rows if row.arm == "compact"} == {cut["sparsity"]}
+    (found,) = result.summary["arms"].values()
+    assert {level["sparsity"] for v in found.values() for level in v["levels"]} == {cut["sparsity"]}
+
+
+def test_what_has_no_row_of_its_own_is_paid_for_too(tmp_path, monkeypatch):
+    asked = {"compress": "0.6", "controls": "none", "rounds": 2, "rate": "0.5"}
+    result = find(tmp_path / "out", monkeypatch, method="imp,early-bird,snip", **asked)
+    rows = read_costs(result.out / "costs.csv")
+    # The dense training stands in each of the three arms.
+    own = sum(r.train_flops for r in rows if r.arm != "dense") + next(
+        r.train_flops for r in rows if r.arm == "dense"
+    )
+    (watch,) = records(result.out, "watch")
+    (scores,) = records(result.out, "scores")
+    searched = 2 * FOUND * watch["step_macs"] + 2 * scores["macs"]
+    assert result.summary["cost"]["train_flops"] == own + searched
+    # Each arm's own last level counts as its sparsest.
+    labels = set(result.summary["convergence"])
+    assert {label.rpartition("/")[2] for label in labels} == {
+        "dense-round00",
+        "ticket-round02",
+        "compact-round01",
+    }

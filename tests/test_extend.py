@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import in_process
 import tombola
@@ -396,3 +397,27 @@ def test_a_judge_that_failed_its_gate_leaves_nothing_of_the_verdict(tmp_path, mo
         "sentence": "No verdict on accuracy: its judge failed its gate (it is blind).",
         "margin": 0.1,
     }
+
+
+def test_precisions_may_come_in_another_order(tmp_path):
+    out = tmp_path / "out"
+    first = find(out, GAN, precision="fp32,bf16")
+    again = find(out, GAN, precision="bf16,fp32")
+    assert again.summary["runs"]["trained"] == 0
+    assert again.summary["sampling_sd"] == first.summary["sampling_sd"]
+
+
+def test_the_most_memory_is_that_of_each_training_alone():
+    from tombola.engine import stages
+
+    device = torch.device("cpu")
+    if not stages._forget_peak(device):
+        pytest.skip("this system does not tell")
+    before = stages._peak_memory_bytes(device)
+    held = torch.ones(50_000_000)
+    with_it = stages._peak_memory_bytes(device)
+    assert with_it > before + 150_000_000
+    del held
+    assert stages._peak_memory_bytes(device) > with_it - 10_000_000
+    assert stages._forget_peak(device)
+    assert stages._peak_memory_bytes(device) < with_it - 100_000_000

@@ -18,6 +18,7 @@ from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks, ones, prunable
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top
+from tombola.sparsity.tickets import Ticket
 
 STEPS = 200
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -285,3 +286,25 @@ def test_buffers_cannot_be_masked() -> None:
     module = nn.Sequential(nn.BatchNorm1d(2))
     with pytest.raises(TicketError, match="running_var"):
         Hold({"n": module}, {"n.0.running_var": torch.ones(2, dtype=torch.bool)})
+
+
+def test_what_two_networks_share_is_masked_under_both_names() -> None:
+    shared = nn.Linear(3, 3, bias=False)
+    networks = {"n": nn.Sequential(shared), "m": nn.Sequential(nn.ReLU(), shared)}
+    mask = torch.tensor([[True, False, True]] * 3)
+    hold = Hold(networks, {"n.0.weight": mask})
+    state = {"n.0.weight": torch.ones(3, 3), "m.1.weight": torch.ones(3, 3)}
+    for each in (hold, hold.part([shared.weight])):
+        each.mask_state(state)
+        assert all(torch.equal(value, mask.float()) for value in state.values())
+        state = {name: torch.ones(3, 3) for name in state}
+
+
+def test_a_ticket_starts_what_two_networks_share_with_its_mask() -> None:
+    shared = nn.Linear(3, 3, bias=False)
+    networks = {"n": nn.Sequential(shared), "m": nn.Sequential(nn.ReLU(), shared)}
+    mask = torch.tensor([[True, False, True]] * 3)
+    weights = {"n.0.weight": -torch.ones(3, 3), "m.1.weight": -torch.ones(3, 3)}
+    Ticket({"n.0.weight": mask}, weights).start(networks)
+    assert torch.equal(shared.weight.detach(), -mask.float())
+    assert not torch.signbit(shared.weight.detach()[~mask]).any()

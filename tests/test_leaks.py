@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tombola.loops import averages
 from tombola.loops.clock import Clock
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import prunable
@@ -103,7 +102,7 @@ def by_clock(networks, masks, optimizers):
     """The clock, which is told of objects that torch knows nothing of."""
     plain = [each for each in optimizers if not isinstance(each, optim.Optimizer)]
     with Clock(networks, masks=masks, optimizers=plain):
-        yield lambda state: averages.mask(state, masks), None
+        yield Hold(networks, masks).mask_state, None
 
 
 HOLDERS = {"ticket": by_ticket, "clock": by_clock}

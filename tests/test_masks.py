@@ -373,3 +373,19 @@ def test_erk_keeps_everything_and_draws_by_seed() -> None:
     for keep in (0, 501):
         with pytest.raises(ConfigError, match="keep from 1 to 500"):
             erk(shapes, keep, 0)
+
+
+class Tied(nn.Module):
+    """A weight that an embedding holds before the linear layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.out.weight = self.embed.weight
+
+
+def test_a_tied_weight_is_pruned_under_the_name_that_its_state_has() -> None:
+    networks = {"n": Tied()}
+    assert list(prunable(networks)) == ["n.embed.weight"] == [f"n.{k}" for k in plain_state(Tied())]
+    with pytest.raises(ConfigError, match="no weight is left"):
+        prunable(networks, exclude=["n.out.weight"])

@@ -21,6 +21,7 @@ from tombola.errors import ConfigError, DataError
 from tombola.metrics.statistics import SearchKey
 from tombola.report.costs import costs_of
 from tombola.report.curves import bracket_of, curves_csv, curves_of, dense_of, folder_of, label_of
+from tombola.report.folder import Folder, ended
 from tombola.report.page import write_report
 from tombola.report.pictures import embedded, gallery_of, thinned
 from tombola.report.plots import Plot, draw, x_of
@@ -102,6 +103,19 @@ def test_divergence_is_counted_and_never_averaged() -> None:
     assert table is not None
     assert table.rows == (("ticket", "1", "1", "50.0%", "7", "1"),)
     assert events_of(rows[:1]) is None
+
+
+def test_a_dense_training_that_diverged_is_told_once_with_all_that_was_lost_by_it() -> None:
+    rows = []
+    for method in ("imp", "one-shot"):
+        rows += [row("dense", 0, 1, 1, metric="diverged", n=None, step=7, method=method)]
+        rows += [row(arm, level, 1, 1, metric="not-run", n=None, step=None, method=method)
+                 for arm in ("ticket", "reinit") for level in (1, 2, 3)]  # fmt: skip
+        rows += [row("ticket", 1, 0, 5.0, method=method)]
+    table = events_of(rows)
+    assert table is not None
+    assert [line[0] for line in table.rows] == ["dense"]
+    assert table.rows[0][-1] == "12"
 
 
 def test_searches_are_told_apart_by_what_differs_only() -> None:
@@ -469,3 +483,13 @@ def test_page_in_a_browser(run: Path, page: str, tmp_path: Path, size: str) -> N
                     "before": seen["before"], "after": "78.4% sparsity", "shown": 1,
                     "overflow": 0}  # fmt: skip
     assert seen["before"] != seen["after"]
+
+
+def test_what_a_diverged_training_cost_is_no_cost_of_its_arm() -> None:
+    def cost(seed: int, seconds: float) -> CostRow:
+        key = row("ticket", 1, seed, 0).as_dict()
+        return CostRow(**{name: key[name] for name in list(key)[:12]}, train_seconds=seconds)
+
+    rows = [row("ticket", 1, 0, 5.0), row("ticket", 1, 1, 1, metric="diverged", n=None, step=7)]
+    folder = Folder(Path("x"), {}, {}, rows, [cost(0, 100.0), cost(1, 1.0)])
+    assert [c.train_seconds for c in ended(folder).costs] == [100.0]

@@ -549,6 +549,7 @@ def test_margin_wider_than_half_the_gap_gives_no_verdict():
     assert (result["gap"], result["gap_sparsity"]) == (pytest.approx(0.08), 0.36)
     assert (result["sparsity"], result["bracket"]) == (None, [None, None])
     assert "the margin, 0.05, is wider than half the gap" in result["sentence"]
+    assert {(level["state"], level["wins"]) for level in result["levels"]} == {("undecided", False)}
     assert verdict(search([0.0, 0.0], [1.0, 0.11], [1.0, 1.0]), METRIC)["state"] == "wins"
     worse_than_reinit = verdict(search([0.3], [-0.1]), METRIC)
     assert worse_than_reinit["reason"] == "margin too wide"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -96,3 +98,20 @@ def test_a_task_without_width_cannot_be_made_thin():
     networks = task.networks((1, 32, 32))
     with pytest.raises(ConfigError, match="by the option width, which Fixed does not have"):
         thin_plan(task, (1, 32, 32), dict.fromkeys(networks, 1000))
+
+
+class Normed(WideGAN):
+    """A critic under the older weight norm, which torch refuses to copy as it comes."""
+
+    def networks(self, shape):
+        networks = super().networks(shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.nn.utils.weight_norm(networks["discriminator"][0])
+        return networks
+
+
+def test_what_torch_does_not_copy_is_asked_for_its_inputs_too():
+    task = Normed()
+    inputs = inputs_of(task, task.networks((1, 8, 8)), (1, 8, 8))
+    assert [tuple(x.shape[1:]) for x in inputs["discriminator"]] == [(1, 8, 8)]

@@ -330,3 +330,14 @@ def test_fp16_resumes_with_its_scale():
     run(again, 12)
     assert again.scaling.state()["scaler.all"]["scale"] == 1024.0
     assert whole.scaling.state()["scaler.all"]["scale"] == 65536.0
+
+
+def test_a_masked_weight_that_is_no_number_is_divergence():
+    """The gradient can be no number while the loss is one: 0 times it is none either."""
+    task = TinyAE()
+    made = trainer(task, masks=half(task.networks((1, 8, 8))))
+    with torch.no_grad():
+        made.networks["decoder"][0].weight.fill_(float("nan"))
+    made.hold.apply()
+    with pytest.raises(DivergedError, match=r"a weight of (en|de)coder\..* is nan at step 0"):
+        made.judged_weights()

@@ -25,6 +25,7 @@ from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
 from tombola.recipes.thin import of_width
+from tombola.recipes.trial import first_line
 from tombola.registry import TASKS, file_sha256
 from tombola.report.page import write_report
 from tombola.sparsity.inspection import registered_task
@@ -329,7 +330,10 @@ def check_fit(
     try:
         with torch.device("meta"):
             sketch = task.networks(shape)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
+        if type(task) in map(TASKS.load, TASKS.names()):
+            text = f"its options make no network ({shown(first_line(error))})"
+            raise TicketError(f"{path}: {text}; get the file again") from error
         return  # some networks cannot be made without numbers; loading them checks the rest
     wanted = {
         f"{name}.{key}": list(tensor.shape)

@@ -142,7 +142,7 @@ def _in_order(found: TicketFile) -> dict[str, list[str]]:
         task = kind(**{k: v for k, v in found.options.items() if k in allowed})
         with torch.device("meta"):
             made = task.networks(task.image_shape(3))
-    except (UserError, TypeError, ValueError, RuntimeError):
+    except (UserError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError):
         return {}
     return {network: list(plain_state(module)) for network, module in made.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.handed_out import name_of, size_of
+from tombola.engine.spending import behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
 from tombola.metrics.rules import fixed_margins
@@ -21,8 +22,9 @@ from tombola.metrics.statistics import (
     metric_kind,
     search_key,
     summarise,
+    withhold_levels,
 )
-from tombola.recipes.cells import Arm, Cell, Plan, tickets
+from tombola.recipes.cells import Arm, Cell, Plan, sampled_anew, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
@@ -118,7 +120,7 @@ class Output:
 
     def key(self, cell: Cell) -> dict[str, Any]:
         """The columns that say which training a row is about."""
-        made = self.record(cell.cut) if cell.cut else {}
+        made = self._cut_of(cell) if cell.cut else {}
         return {
             "task": task_name(self.setting),
             "data": self.setting.images.name,
@@ -133,6 +135,12 @@ class Output:
             "sparsity": made.get("sparsity", cell.sparsity),
             "sparsity_all": made.get("sparsity_all", cell.sparsity_all),
         }
+
+    def _cut_of(self, cell: Cell) -> dict[str, Any]:
+        """The cut behind a cell; of another seed of its arm where its own search diverged."""
+        alike = (each for each in self.plan.cells if each.arm == cell.arm and each.cut)
+        made = [self.record(str(each.cut)) for each in (cell, *alike)]
+        return next((each for each in made if "sparsity" in each), made[0])
 
     def rows(self) -> Iterator[Row]:
         """One row a measurement; events where a training diverged or was not run."""
@@ -223,11 +231,10 @@ class Output:
         return {
             **verdicts,
             "runs": {**runs, "diverged": len(diverged)},
-            "cost": {
-                "train_flops": sum(c.train_flops or 0 for c in self._once(costs)),
-                "train_seconds": sum(c.train_seconds or 0.0 for c in self._once(costs)),
-                "eval_seconds": sum(c.eval_seconds or 0.0 for c in self._once(costs)),
-            },
+            "cost": spent(
+                self.once(costs),
+                behind(self.plan.graph, self.record, self.flops_of, self.plan.cells),
+            ),
             "collapsed": dict(self._collapsed()),
             "convergence": self._convergence(verdicts["primary"]),
             "stability": self._stability(verdicts["primary"], rows, searches),
@@ -273,6 +280,7 @@ class Output:
                 reasons = why.get(metric_kind(metric))
                 if reasons is not None:
                     text = f"No verdict on {metric}: its judge failed its gate ({reasons})."
+                    withhold_levels(verdict.get("levels", ()))
                     verdict |= {
                         **dict.fromkeys(("sparsity", "matches_up_to")),
                         "state": "undecided",
@@ -282,7 +290,7 @@ class Output:
                         "sentence": text,
                     }
 
-    def _once(self, costs: list[CostRow]) -> list[CostRow]:
+    def once(self, costs: list[CostRow]) -> list[CostRow]:
         """Cost rows with each training counted once, however many arms share it."""
         seen: dict[str, CostRow] = {}
         trained = [c for c in self.plan.cells if "not_run" not in self.record(c.train)]
@@ -306,9 +314,11 @@ class Output:
         and for the sparsest ticket of each arm.
         """
         changes: dict[str, list[float]] = {}
-        last = max((cell.round for cell in self.plan.cells), default=0)
+        last: dict[Arm, int] = {}
         for cell in self.plan.cells:
-            if cell.kind not in ("dense", *OWN_ARMS) or cell.round not in (0, last):
+            last[cell.arm] = max(cell.round, last.get(cell.arm, 0))
+        for cell in self.plan.cells:
+            if cell.kind not in ("dense", *OWN_ARMS) or cell.round not in (0, last[cell.arm]):
                 continue
             steps = self.record(cell.evaluate).get("by_step", {})
             path = [steps[k].get(primary) for k in sorted(steps, key=int)]
@@ -334,7 +344,7 @@ class Output:
         """Standard deviation over sampling seeds of one dense network, by metric."""
         if not self.plan.resampled:
             return {}
-        first = next(c.evaluate for c in self.plan.cells if c.kind == "dense" and c.seed == 0)
+        first = sampled_anew(self.plan).evaluate
         records = [self.record(name) for name in (first, *self.plan.resampled)]
         if any("values" not in record for record in records):
             return {}

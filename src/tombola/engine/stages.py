@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import resource
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -58,6 +58,7 @@ def train(node: Node, context: Context) -> None:
         return
     trainer = trainer_of(config, context, node)
     first, total = trainer.step, trainer.settings.total_steps
+    known = _forget_peak(trainer.settings.runtime.device)
     made = _smaller(node, context, trainer) | {"from_step": first, "steps": total}
     seconds = 0.0
     checkpoint = part / "checkpoint.safetensors"
@@ -97,7 +98,7 @@ def train(node: Node, context: Context) -> None:
     context.progress(max(0, node.steps - (total - first)))
     os.replace(part / f"judge-{total}.safetensors", part / "final.safetensors")
     checkpoint.unlink(missing_ok=True)
-    memory = _peak_memory_bytes(trainer.settings.runtime.device)
+    memory = _peak_memory_bytes(trainer.settings.runtime.device) if known else None
     commit(
         node,
         context,
@@ -206,11 +207,31 @@ def _judge_files(node: Node, context: Context) -> dict[str, Path]:
     return found
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held, on the accelerator if it trains there."""
+def _forget_peak(device: torch.device) -> bool:
+    """Begin to look for the most memory anew; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark alone
+    except OSError:
+        return False
+    return True
+
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory that this process held since then, on the accelerator if it trains there.
+
+    On a CPU with what the libraries need. None where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 STAGES: dict[str, Callable[[Node, Context], None]] = {

@@ -17,6 +17,7 @@ from tombola.engine.earlier import (
     inherit,
     read_earlier,
     refuse_changes,
+    watched_groups,
 )
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved, task_name
@@ -30,6 +31,7 @@ from tombola.engine.search import (
     context_fields,
     gone_if_refused,
 )
+from tombola.engine.spending import behind, spent
 from tombola.metrics.transfers import transfer_verdicts
 from tombola.recipes import recipes, transfer
 from tombola.recipes.cells import Plan
@@ -114,6 +116,9 @@ def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
         name: resolve(inherit(config, earlier), request.data_dir, request.chains)
         for name, config in request.configs.items()
     }
+    main = settings[request.main]
+    watched = watched_groups(main.config, earlier)
+    settings[request.main] = dataclasses.replace(main, watched=watched)
     if earlier is not None:
         now, others = told(request, settings), earlier.get("transfer", {}).get("tasks", {})
         refuse_changes(earlier, now, request.out)
@@ -216,14 +221,20 @@ def _write(
     }
     write_results(request.out / "results.csv", [row for each in rows.values() for row in each])
     every = [row for each in rows.values() for row in each]
+    main = outputs[request.main]
     summary: dict[str, Any] = finite(
         {
             **summaries[request.main],
             "runs": {**runs, "diverged": sum(s["runs"]["diverged"] for s in summaries.values())},
-            "cost": {
-                key: sum(each["cost"][key] for each in summaries.values())
-                for key in summaries[request.main]["cost"]
-            },
+            "cost": spent(
+                [row for name, output in outputs.items() for row in output.once(costs[name])],
+                behind(
+                    main.plan.graph,
+                    main.record,
+                    main.flops_of,
+                    [cell for output in outputs.values() for cell in output.plan.cells],
+                ),
+            ),
             "transfer": _verdicts(request, summaries, outputs, every),
         }
     )

@@ -317,7 +317,10 @@ class _Work:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        if getattr(sys, "last_value", None) is not self._last_error:
+        # A process of multiprocessing comes here while its error is on the way up.
+        rising = sys.exc_info()[1]
+        failed = rising is not None and not (isinstance(rising, SystemExit) and not rising.code)
+        if failed or getattr(sys, "last_value", None) is not self._last_error:
             self.clock.close()
             self.save()
             return
@@ -331,8 +334,3 @@ class _Work:
         except BaseException as error:
             orders.write_fault(self.part, f"{type(error).__name__}: {error}")
             raise
-
-
-def _differ(leaf: Tensor, then: Tensor) -> bool:
-    """Whether values changed; another device or dtype is no change."""
-    return not bool((leaf.detach() == then.to(leaf)).all())

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from tombola.errors import ConfigError
-from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters, plain_state
 
 Averages = dict[str, Tensor]
@@ -57,14 +56,6 @@ def begin(averages: Averages, networks: Mapping[str, nn.Module]) -> None:
     for key, tensor in averages.items():
         network, _, name = key.partition(".")
         tensor.copy_(states[network][name])
-
-
-@torch.no_grad()
-def mask(averages: Averages, masks: Masks) -> None:
-    """Zero (+0.0) what is pruned, in place: an average forgets dense weights only slowly."""
-    for key, kept in masks.items():
-        if key in averages:
-            averages[key].masked_fill_(~kept.to(averages[key].device), 0)
 
 
 def _network_of(ema: Any, networks: Mapping[str, nn.Module]) -> str:

@@ -29,6 +29,7 @@ from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
 from tombola.runs.results import read_results
 from tombola.runs.store import locked
 from tombola.runtime import generators_as_found, seed_everything
+from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights
 
@@ -186,10 +187,10 @@ class _Drawing:
     @torch.no_grad()
     def _state(self, networks: Networks, ticket: Ticket | None) -> Weights:
         """What the training ended with: averaged where there is an average, masked."""
-        masks = {} if ticket is None else ticket.masks
-        averages.mask(self.averaged, masks)
+        hold = Hold(networks, {} if ticket is None else ticket.masks)
+        hold.mask_state(self.averaged)
         state = copied(networks) | {k: v.to("cpu", copy=True) for k, v in self.averaged.items()}
-        averages.mask(state, masks)
+        hold.mask_state(state)
         return state
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from tombola.loops.clock import Clock
 from tombola.loops.measured import Measured, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
+from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.training.checkpoint import save_weights
 from tombola.training.trainer import named_state
@@ -52,6 +53,7 @@ class Ending:
         self.measured = Measured()
         self.prunable: dict[str, int] = {}
         self._start = 0.0
+        self._rank = int(os.environ.get("RANK", "0"))
 
     def begin(self) -> None:
         """The training begins now."""
@@ -60,14 +62,15 @@ class Ending:
     def rank(self) -> int:
         """The rank of this process among those that train together; 0 alone."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank()
-        return int(os.environ.get("RANK", "0"))
+            # Remembered: the group may be gone when the training is written.
+            self._rank = torch.distributed.get_rank()
+        return self._rank
 
     def state(self, training: Training) -> dict[str, Tensor]:
         """``network.name`` -> copy on the CPU: averaged where there is an average, masked."""
         found = {**named_state(training.networks), **training.averaged}
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
-        averages.mask(state, training.masks or {})
+        Hold(training.networks, training.masks or {}).mask_state(state)
         return state
 
     def write(self, training: Training) -> None:
@@ -79,7 +82,7 @@ class Ending:
         self._check_length(clock)
         if self.rank():
             return
-        averages.mask(training.averaged, training.masks or {})
+        Hold(training.networks, training.masks or {}).mask_state(training.averaged)
         state = self.state(training)
         bad = [
             k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())

@@ -85,6 +85,12 @@ def searches_in(rows: Iterable[Measurement]) -> list[SearchKey]:
     return list(dict.fromkeys(search_key(row) for row in rows if row.arm in OWN_ARMS))
 
 
+def withhold_levels(levels: Iterable[dict[str, Any]]) -> None:
+    """Take back what levels say of dense where there is no verdict; the numbers stay."""
+    for level in levels:
+        level |= {"state": "undecided", "wins": False}
+
+
 def _gap(losses: Losses, levels: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """(mean loss of reinit over dense, sparsity) at the last level where reinit was run."""
     for level in reversed(levels):
@@ -170,6 +176,7 @@ def verdict(
         result |= _decide(levels, controls, arm)
         if gap is not None and width > gap[0] / 2:
             result |= {"state": "undecided", "reason": "margin too wide", **empty}
+            withhold_levels(levels)
     result |= {
         "metric": metric,
         "arm": arm,

@@ -8,13 +8,18 @@ from torch import Tensor, nn
 
 from tombola.errors import ConfigError
 
+MOST = 65_536
+"""No size of a network is larger; a file's options are not to be trusted with memory."""
+
 
 def check_at_least(**values: tuple[float, float]) -> None:
     """Raise ConfigError naming the first option whose (value, least allowed value) is in disorder.
 
-    NaN is in disorder too.
+    NaN is in disorder too, and a whole number that no network has.
     """
     for name, (value, least) in values.items():
+        if isinstance(value, int) and value > MOST:
+            raise ConfigError(f"{name} is {value}; it must be at most {MOST:,}; set a smaller one")
         if not value >= least:
             raise ConfigError(f"{name} is {value}; it must be {least} or more; set a larger {name}")
 

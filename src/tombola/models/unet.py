@@ -19,9 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
 
+from tombola.errors import ConfigError
 from tombola.models.blocks import as_pixels, check_at_least, check_multiple
 
 Shape = tuple[int, int, int]
+MOST_BLOCKS = 256
+"""Residual blocks down; a file's options are not to be trusted with time."""
 GROUP = 4
 """Channels that a GroupNorm normalises together: those of Ho et al.'s 32 groups of 128."""
 SLOWEST = 10_000.0
@@ -41,6 +44,12 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(width=(width, 1), blocks=(blocks, 1), patch=(patch, 1))
+        check_at_least(width_of_a_level=(width * max(levels, default=1), 1))
+        if blocks * len(levels) > MOST_BLOCKS:
+            raise ConfigError(
+                f"blocks is {blocks} on {len(levels)} levels; at most {MOST_BLOCKS} in all are "
+                "built; set fewer"
+            )
         check_multiple(shape[1], patch * 2 ** (len(levels) - 1))
         self.patch = patch
         widths = [width * times for times in levels]

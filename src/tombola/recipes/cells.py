@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from tombola.config import PRECISIONS
 from tombola.recipes.trial import Thin
 from tombola.runs.plan import Graph
 
@@ -74,6 +75,12 @@ class Plan:
     """Trainings whose judged states stay: a search in the same folder judges them once more."""
     watches: dict[str, dict[str, str]] = field(default_factory=dict)
     """Cut -> its watch, and the comparison of its channels with those at the end of training."""
+
+
+def sampled_anew(plan: Plan) -> Cell:
+    """The dense training that is judged again with other samples, however precisions came."""
+    own = [cell for cell in plan.cells if cell.kind == "dense" and cell.seed == 0]
+    return min(own, key=lambda cell: PRECISIONS.index(cell.arm.precision))
 
 
 def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:

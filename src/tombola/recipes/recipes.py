@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tombola.config import AT_INIT
-from tombola.recipes.cells import Arm, Plan
+from tombola.recipes.cells import Arm, Plan, sampled_anew
 from tombola.recipes.chain import Chain, evaluation
 from tombola.recipes.setting import Setting
 from tombola.runs.plan import Graph, Node
@@ -62,7 +62,7 @@ def dense(setting: Setting) -> Plan:
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).dense_cell()
     if setting.task.latent and setting.config.judge.sampling_seeds > 1:
-        plan.kept = (_first_dense(plan),)
+        plan.kept = (sampled_anew(plan).train,)
     return plan
 
 
@@ -138,15 +138,10 @@ def judge_floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None
     plan.floor = plan.graph.add(Node("floor", config, parents, "judge training images"))
 
 
-def _first_dense(plan: Plan) -> str:
-    """The training whose judgement is repeated with other samples."""
-    return next(cell.train for cell in plan.cells if cell.kind == "dense" and cell.seed == 0)
-
-
 def resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     """Judge the first dense network with further sampling seeds, to show the judge's own noise."""
     if not setting.task.latent:
         return
-    train = _first_dense(plan)
+    train = sampled_anew(plan).train
     for sampling_seed in range(1, setting.config.judge.sampling_seeds):
         plan.resampled.append(evaluation(setting, plan.graph, train, judges, 0, sampling_seed))

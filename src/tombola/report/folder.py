@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError
-from tombola.runs.results import CostRow, Row, read_costs, read_results
+from tombola.runs.results import (
+    DIVERGED,
+    CostRow,
+    KeyColumns,
+    Row,
+    columns,
+    read_costs,
+    read_results,
+)
 from tombola.runs.store import write_atomic
 
 _NEEDED = ("config.json", "results.csv", "summary.json")
@@ -43,6 +51,16 @@ def read_folder(out: Path) -> Folder:
         rows=read_results(out / "results.csv"),
         costs=read_costs(out / "costs.csv") if (out / "costs.csv").is_file() else [],
     )
+
+
+def ended(folder: Folder) -> Folder:
+    """Without the costs of trainings that diverged: what they cost is no cost of their result."""
+    names = columns(KeyColumns)
+    gone = {
+        tuple(getattr(row, name) for name in names) for row in folder.rows if row.metric == DIVERGED
+    }
+    own = [c for c in folder.costs if tuple(getattr(c, name) for name in names) not in gone]
+    return replace(folder, costs=own)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from tombola.report.families import (
     merged,
     over_compress,
 )
-from tombola.report.folder import read_folder, write_file
+from tombola.report.folder import ended, read_folder, write_file
 from tombola.report.pictures import data_uri
 from tombola.report.savings import Savings
 from tombola.report.settling import drawing_of
@@ -56,7 +56,7 @@ def write_report(out: Path) -> Path:
     should be.
     """
     folder = read_folder(Path(out))
-    page = _Page(**vars(transfer.own_part(folder)))
+    page = _Page(**vars(ended(transfer.own_part(folder))))
     path = folder.out / REPORT
     write_file(path, _render(page.context() | transfer.told(folder)).encode())
     return path
@@ -371,7 +371,9 @@ class _Page:
     @property
     def troubles(self) -> list[tables.Table]:
         """Collapsed layers and divergences, where there are any."""
-        sparsity = levels_at(self.families[0], self.rows) if self.families else {}
+        # Channels are cut so that each layer keeps some; only rounds can leave one without any.
+        first = next((family for family in self.families if family.in_rounds), None)
+        sparsity = levels_at(first, self.rows) if first else {}
         found = (tables.collapsed_of(self.summary.get("collapsed"), sparsity),
                  tables.events_of(self.rows))  # fmt: skip
         return [table for table in found if table is not None]

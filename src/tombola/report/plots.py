@@ -161,11 +161,12 @@ def _values(curves: Sequence[Curve]) -> list[float]:
 def _scale(axes: Axes, curves: Sequence[Curve], plot: Plot) -> None:
     """Limits that show every seed; intervals may leave the frame. Log where values span much."""
     values = _values(curves)
+    reach = 0.35 * (max(values) - min(values))
+    least, most = min(values) - reach, max(values) + reach
     for point in (p for curve in curves for p in curve.points):
         low, high = point.bounds
-        reach = 0.35 * (max(values) - min(values))
         if math.isfinite(low):
-            values += [max(low, min(values) - reach), min(high, max(values) + reach)]
+            values += [max(low, least), min(high, most)]
     for found in plot.verdicts.values():
         values += [line for line in (_margin_line(found),) if line is not None]
     low, high = min(values), max(values)

@@ -342,22 +342,29 @@ def convergence_of(changes: Any, metric: str | None) -> Table | None:
 
 
 def events_of(rows: Iterable[Row]) -> Table | None:
-    """Runs that diverged, with their step, and how many later rounds were not run for it."""
+    """Runs that diverged, with their step, and how many trainings were not run for it."""
     rows = list(rows)
-    lost: dict[tuple[SearchKey, str, int], int] = {}
-    for row in rows:
-        if row.metric == NOT_RUN:
-            key = (key_of(row), row.arm, row.seed)
-            lost[key] = lost.get(key, 0) + 1
     searches = list(dict.fromkeys(key_of(row) for row in rows if row.arm != DENSE))
-    lines = [
-        (" ".join(filter(None, (row.arm, label_of(key_of(row), searches)))), str(row.seed),
-         str(row.round), percent(row.sparsity), NONE if row.step is None else f"{row.step:,}",
-         str(lost.get((key_of(row), row.arm, row.seed), 0)))
-        for row in rows if row.metric == DIVERGED
-    ]  # fmt: skip
-    columns = ("arm", "seed", "round", "sparsity", "at step", "later rounds not run")
-    return Table("Runs that diverged", columns, tuple(lines)) if lines else None
+    precisions = {search.precision for search in searches}
+    lines = {}
+    for row in (each for each in rows if each.metric == DIVERGED):
+        search, dense = key_of(row), row.arm == DENSE
+        # A dense training stands in every search of its precision, and all of them build on it.
+        several = search.precision if len(precisions) > 1 else ""
+        label = several if dense else label_of(search, searches)
+        lost = sum(
+            each.metric == NOT_RUN and each.seed == row.seed
+            and (each.precision == row.precision if dense
+                 else key_of(each) == search and each.arm == row.arm)
+            for each in rows
+        )  # fmt: skip
+        name = " ".join(filter(None, (row.arm, label)))
+        lines[name, row.seed, row.round] = (
+            name, str(row.seed), str(row.round), percent(row.sparsity),
+            NONE if row.step is None else f"{row.step:,}", str(lost),
+        )  # fmt: skip
+    columns = ("arm", "seed", "round", "sparsity", "at step", "trainings not run for it")
+    return Table("Runs that diverged", columns, tuple(lines.values())) if lines else None
 
 
 def collapsed_of(collapsed: Any, sparsity_at: Mapping[int, float]) -> Table | None:

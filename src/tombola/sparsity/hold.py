@@ -28,9 +28,14 @@ class Hold:
 
     def __init__(self, networks: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
         self.names: list[str] = []
+        self._called: list[tuple[str, ...]] = []
+        """All names of each: a module that two networks share has one in either."""
         self._leaves: list[Tensor] = []
         self._masks: list[Tensor] = []
         parameters = _parameters(networks)
+        called: dict[int, list[str]] = {}
+        for name, leaf in parameters.items():
+            called.setdefault(id(leaf), []).append(name)
         held: dict[int, str] = {}
         for name, mask in masks.items():
             leaf = _checked(name, mask, parameters)
@@ -43,6 +48,7 @@ class Hold:
                 continue
             held[id(leaf)] = name
             self.names.append(name)
+            self._called.append(tuple(called[id(leaf)]))
             self._leaves.append(leaf)
             # Same strides as the leaf (channels_last), so that the multiplication is elementwise.
             self._masks.append(torch.empty_like(leaf, requires_grad=False).copy_(mask))
@@ -51,11 +57,12 @@ class Hold:
         """The hold of some parameters alone, by identity; it shares the masks."""
         chosen = {id(leaf) for leaf in leaves}
         made = Hold({}, {})
-        for name, leaf, mask in zip(self.names, self._leaves, self._masks, strict=True):
+        for index, leaf in enumerate(self._leaves):
             if id(leaf) in chosen:
-                made.names.append(name)
+                made.names.append(self.names[index])
+                made._called.append(self._called[index])
                 made._leaves.append(leaf)
-                made._masks.append(mask)
+                made._masks.append(self._masks[index])
         return made
 
     @torch.no_grad()
@@ -77,19 +84,21 @@ class Hold:
         """Zero the pruned positions (+0.0) of a state by name ``network.parameter``, in place.
 
         For averaged weights, whenever they are read: an average that began at dense weights keeps
-        a share of them for thousands of steps. Names without a mask are left alone, and masks
-        without a name are skipped. TicketError for a tensor of another shape.
+        a share of them for thousands of steps. A parameter that is shared is masked under each of
+        its names. Names without a mask are left alone, and masks without a name are skipped.
+        TicketError for a tensor of another shape.
         """
-        for name, mask in zip(self.names, self._masks, strict=True):
-            value = state.get(name)
-            if value is None:
-                continue
-            if value.shape != mask.shape:
-                raise TicketError(
-                    f"tensor {name!r} has shape {tuple(value.shape)}, but its mask has shape "
-                    f"{tuple(mask.shape)}; give the state of the masked networks"
-                )
-            value.detach().masked_fill_((mask == 0).to(value.device), 0)
+        for names, mask in zip(self._called, self._masks, strict=True):
+            for name in names:
+                value = state.get(name)
+                if value is None:
+                    continue
+                if value.shape != mask.shape:
+                    raise TicketError(
+                        f"tensor {name!r} has shape {tuple(value.shape)}, but its mask has shape "
+                        f"{tuple(mask.shape)}; give the state of the masked networks"
+                    )
+                value.detach().masked_fill_((mask == 0).to(value.device), 0)
 
     @torch.no_grad()
     def leaks(self) -> list[str]:

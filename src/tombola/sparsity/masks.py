@@ -59,10 +59,12 @@ def prunable(
             )
     excluded = _excluded(layers, exclude)
     found: dict[str, nn.Parameter] = {}
-    for weights in layers.values():
-        for name, weight in weights.items():
+    for network, weights in layers.items():
+        # By the one name that its state has: that of whatever module holds it first.
+        own = {id(leaf): name for name, leaf in plain_parameters(networks[network]).items()}
+        for weight in weights.values():
             if id(weight) not in excluded:
-                found[name] = weight
+                found[f"{network}.{own[id(weight)]}"] = weight
                 excluded.add(id(weight))
     if not found:
         raise ConfigError(

@@ -90,6 +90,10 @@ class Ticket:
         network or tensor that is missing, too many, or of another shape.
         """
         _start(networks, self.weights)
+        # Of a parameter that two networks share, the later one's copy was loaded last.
+        networks = networks_of(networks)
+        state = {f"{n}.{k}": v for n, net in networks.items() for k, v in plain_state(net).items()}
+        Hold(networks, self.masks).mask_state(state)
 
     def held(self, networks: Mapping[str, nn.Module]) -> Masks:
         """The masks of all that must stay zero; of a channel ticket more than its own bits.

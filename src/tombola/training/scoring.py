@@ -5,7 +5,6 @@ The same batches and draws whenever asked, so that a criterion may go over them 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError
 from tombola.runtime import generators_as_found, seed_everything
-from tombola.sparsity.cutting import Inputs
+from tombola.sparsity.cutting import Inputs, copied
 from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.trainer import BatchSource
 
@@ -26,9 +25,10 @@ PROBE = 2
 def inputs_of(task: Task, networks: Networks, shape: Shape) -> dict[str, Inputs]:
     """What each network is called with in its turn's loss, on blank images.
 
-    Networks and global generators stay as they are. ConfigError for a network that no loss calls.
+    Networks and global generators stay as they are. ConfigError for a network that no loss calls,
+    or that cannot be copied.
     """
-    copies = {name: copy.deepcopy(network).cpu() for name, network in networks.items()}
+    copies = {name: network.cpu() for name, network in copied(networks).items()}
     blank = torch.zeros(PROBE, *shape)
     blind = Batches(blank.to(torch.uint8), PROBE, 0)
     with generators_as_found():

@@ -238,11 +238,17 @@ class Trainer:
     def judged_weights(self, *, averaged: bool = True) -> dict[str, Tensor]:
         """``network.name`` -> the weights and buffers that are judged: averaged if there are any.
 
-        Masked when read: an average that began with dense weights forgets them only slowly. Raises
-        AssertionError if a live weight leaked through its mask, which would be our fault.
+        Masked when read: an average that began with dense weights forgets them only slowly.
+        DivergedError for a masked weight that is no number; AssertionError if one leaked through
+        its mask, which would be our fault.
         """
         if self.hold is not None:
             leaks = self.hold.leaks()
+            live = named_state(self.networks) if leaks else {}
+            for name in leaks:  # a gradient can be no number before its loss is
+                odd = live[name][~live[name].isfinite()]
+                if len(odd):
+                    raise DivergedError(self.step, f"a weight of {name}", float(odd[0]))
             assert not leaks, f"pruned weights are not zero in {', '.join(leaks)}"
         source = {**named_state(self.networks), **(self._averages if averaged else {})}
         state = {name: value.detach().clone() for name, value in source.items()}

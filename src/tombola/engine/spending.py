@@ -1,0 +1,43 @@
+"""What did everything cost together, with what no row tells of alone: searches, scores, chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tombola.recipes.cells import Cell
+from tombola.runs.plan import Graph
+from tombola.runs.results import CostRow
+
+Record = Mapping[str, Any]
+
+
+def spent(rows: Iterable[CostRow], others: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """The sums of rows, each of another training, and of (FLOPs, seconds) of what has no row."""
+    rows, others = list(rows), list(others)
+    return {
+        "train_flops": sum(r.train_flops or 0 for r in rows) + sum(f for f, _ in others),
+        "train_seconds": sum(r.train_seconds or 0.0 for r in rows) + sum(s for _, s in others),
+        "eval_seconds": sum(r.eval_seconds or 0.0 for r in rows),
+    }
+
+
+def behind(
+    graph: Graph,
+    record: Callable[[str], Record],
+    flops_of: Callable[[Record], int],
+    cells: Iterable[Cell],
+) -> Iterator[tuple[int, float]]:
+    """(FLOPs, seconds) of every run that learns or scores and is no training of the cells."""
+    told = {cell.train for cell in cells}
+    for node in graph:
+        made = record(node.hash)
+        if "not_run" in made or node.hash in told:
+            continue
+        if node.kind == "train":
+            yield flops_of(made), made["seconds"]
+        elif node.kind == "watch":
+            ends = [cut["step"] for cut in made["cuts"].values()]
+            yield 2 * made["step_macs"] * max([*ends, made.get("diverged", 0)]), made["seconds"]
+        elif node.kind in ("scores", "mask") and "macs" in made:
+            yield 2 * made["macs"], made["seconds"]
