@@ -339,3 +339,13 @@ def test_options_of_a_stranger_s_file_take_no_memory(task, words):
     name, options = task
     with pytest.raises((ConfigError, TicketError), match=words):
         api.check_fit("model", TASKS.load(name)(**options), (3, 32, 32), {})
+
+
+def test_options_go_before_settings_that_say_the_same_in_another_way(tmp_path):
+    settings = {**SMALL.get("settings", {}), "search": {"sparsity": ["0.5"]}, "train": {"steps": 3}}
+    rest = {k: v for k, v in SMALL.items() if k not in ("settings", "steps", "rounds", "rate")}
+    asked = {**rest, "rounds": 2, "rate": None, "epochs": 2, "settings": settings}
+    found = tombola.find(TASK, data=helpers.images(60), out=tmp_path / "out", **asked)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
+    assert config["search"]["sparsity"] == []
+    assert {row.round for row in found.rows if row.arm == "ticket"} == {1, 2}

@@ -361,7 +361,7 @@ def test_the_folder_is_named_after_task_data_and_method(request_of, monkeypatch,
     assert request_of("train", "vae").out == Path("runs/vae-digits-dense")
     assert both.command == "tombola find linear-ae --method imp,one-shot"
     monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path))
-    assert request_of("find", TASK).data_dir == tmp_path
+    assert request_of("find", TASK).data_dir is None  # asked when data are sought
 
 
 @pytest.fixture(scope="module")
@@ -561,3 +561,39 @@ def test_a_bare_call_shows_the_help_and_the_version_is_told(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"tombola {tombola.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--set", "train.epochs=2"], {"steps": 0, "epochs": 2}),
+        (["--epochs", "2"], {"steps": 0, "epochs": 2.0}),
+        (["--set", "train.steps=7"], {"steps": 7, "epochs": 0.0}),
+        (["--set", "search.rounds=3"], {"sparsity": (), "rounds": 3}),
+        (["--set", "search.sparsity=['0.4']"], {"sparsity": ["0.4"]}),
+    ],
+)
+def test_what_is_asked_for_goes_before_what_a_file_says_in_another_way(tmp_path, words, wanted):
+    path = tmp_path / "dry.toml"
+    path.write_text('[train]\nsteps = 500\n[search]\nsparsity = ["0.5", "0.9"]\n')
+    options = cli._parser()[0].parse_args(["find", "vae", "--config", str(path), *words])
+    tables = asked.tables_of(options)
+    assert wanted.items() <= (tables["train"] | tables["search"]).items()
+
+
+def test_a_length_in_two_ways_on_the_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("find", "vae", "--steps", "100", "--set", "train.epochs=2", "--dry-run")
+    assert code == 2
+    assert "both steps (100) and epochs (2" in err
+
+
+def test_a_folder_that_a_variable_names_is_blamed_on_it_and_only_where_it_is_needed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path / "nowhere"))
+    assert call("find", "linear-ae", "--data", "digits", "--dry-run")[0] == 0
+    code, _, err = call("find", "linear-ae", "--data", "mnist", "--dry-run")
+    assert code == 2
+    assert "does not exist; create it or give another TOMBOLA_DATA" in err

@@ -17,8 +17,9 @@ from tombola.api import carry_out, train_request
 from tombola.config import build
 from tombola.engine import handed_out, search
 from tombola.engine.output import Output
+from tombola.errors import ConfigError, DataError
 from tombola.recipes import recipes
-from tombola.recipes.cells import Arm, Cell
+from tombola.recipes.cells import Arm, Cell, Plan
 from tombola.recipes.setting import resolve
 from tombola.runs.results import read_costs
 from tombola.runs.store import Store, write_json, write_log
@@ -421,3 +422,61 @@ def test_the_most_memory_is_that_of_each_training_alone():
     assert stages._peak_memory_bytes(device) > with_it - 10_000_000
     assert stages._forget_peak(device)
     assert stages._peak_memory_bytes(device) < with_it - 100_000_000
+
+
+# --- what changes while a search runs ---
+
+
+def test_a_task_s_file_that_is_changed_meanwhile_ends_the_search(tmp_path, monkeypatch):
+    own = tmp_path / "own.py"
+    text = (
+        (HERE / "toy_task.py").read_text().replace("Path(__file__).parent", f"Path({str(HERE)!r})")
+    )
+    own.write_text(text)
+    from tombola.engine import stages
+
+    train = stages.STAGES["train"]
+
+    def edited(node, context):
+        train(node, context)
+        own.write_text(text + "\n# another thought\n")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(stages.STAGES, "train", edited)
+        with pytest.raises(ConfigError, match=r"own\.py was changed while its search ran"):
+            find(tmp_path / "out", f"{own}:TinyAE")
+    own.write_text(text)
+    again = find(tmp_path / "out", f"{own}:TinyAE")
+    assert again.summary["runs"]["reused"] == 1
+
+
+def test_images_that_come_in_another_order_are_no_images_of_the_search(tmp_path):
+    from tombola.engine.context import Context
+
+    shape = [1, 8, 8]
+    fields = {"task": AE, "data": "digits", "data_dir": None, "skip_broken": False, "device": "cpu"}
+    context = Context(store=Store(tmp_path), **fields)
+    with pytest.raises(DataError, match="has other images now than when the search began"):
+        context.images({"sha256": "0" * 64, "shape": shape})
+    setting = resolve(build({"task": {"name": AE}}), None)
+    same = {"sha256": setting.images.sha256, "shape": list(setting.shape)}
+    assert context.images(same).sha256 == setting.images.sha256
+
+
+def test_states_that_nobody_judges_are_not_kept(tmp_path):
+    from tombola.runs.plan import Graph, Node
+
+    store, graph = Store(tmp_path), Graph()
+    judged, other = (graph.add(Node("train", {"start": s}, {}, s)) for s in ("dense", "ticket"))
+    graph.add(Node("evaluate", {}, {"train": judged}, "judge"))
+    graph.add(Node("mask", {}, {"source": other}, "mask"))
+    for name in (judged, other):
+        part = store.begin(name)
+        (part / "judge-5.safetensors").write_bytes(b"x")
+        (part / "final.safetensors").write_bytes(b"x")
+        store.commit(name, {"kind": "train"})
+    plan = Plan(graph=graph)
+    for name in (judged, other):
+        search.discard(graph[name], plan, store)
+    assert sorted(p.parent.name for p in store.folder.rglob("judge-*")) == [judged]
+    assert len(list(store.folder.rglob("final*"))) == 2

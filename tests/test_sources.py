@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -372,3 +373,33 @@ def test_checks_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_download_that_was_cut_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_mnist(tmp_path / "hub")
+    source = tmp_path / "hub" / "mnist"
+    train = source / "train-00000-of-00001.parquet"
+    shutil.copy(train, source / "train-00000-of-00002.parquet")
+    train.rename(source / "train-00001-of-00002.parquet")
+    with_hub(monkeypatch, FakeHub(source))
+    target = tmp_path / "sets"
+    (target / "mnist").mkdir(parents=True)
+    shutil.copy(source / "train-00000-of-00002.parquet", target / "mnist")
+    assert checks.parquet_files("mnist", target) is None
+    load_images("mnist", (1, 28, 28), data_dir=target)
+    assert len(list((target / "mnist").iterdir())) == 3
+    (target / "mnist" / "train-00001-of-00002.parquet").unlink()
+    with_hub(monkeypatch, FakeHub(source), reachable=False)
+    with pytest.raises(DataError, match=r"holds 1 of 2 train files; put .*, since .* cannot be re"):
+        load_images("mnist", (1, 32, 32), data_dir=target)
+
+
+def test_grey_or_colour_is_asked_of_images_of_every_folder(tmp_path: Path) -> None:
+    for name, mode, count in (("a", "L", 20), ("b", "RGB", 40)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            colour = 90 if mode == "L" else (index, 200, 10)
+            Image.new(mode, (8, 8), colour).save(tmp_path / name / f"{index:02}.png")
+    assert native_channels(f"folder:{tmp_path}") == 3

@@ -20,7 +20,7 @@ from tombola.engine.earlier import DENSE, SEARCH
 from tombola.engine.search import Progress, Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.hub import resolve
-from tombola.limits import one_way
+from tombola.limits import before_rivals, one_way
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
@@ -77,6 +77,7 @@ def find(
     over. UserError for bad input.
     """
     tables = _tables(settings)
+    options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
         if name not in FIND_KEYS:
             raise ConfigError(
@@ -86,8 +87,9 @@ def find(
         key = "networks" if name == "prune" else name
         value = str(value) if name == "rate" else value
         tables.setdefault(FIND_KEYS[name], {})[key] = value
+    before_rivals(tables, {(FIND_KEYS[name], name) for name in options})
     tables.setdefault("task", {})["name"] = task_spec(task)
-    one_way([name for name in options if options[name] is not None])
+    one_way(options)
     build(tables)  # refuses names and numbers before images are written
     folder = None if out is None else Path(out)
     made: tuple[Path, ...] = ()

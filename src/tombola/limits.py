@@ -60,6 +60,24 @@ def number(
         raise ConfigError(f"{name} got {value!r}; it takes a finite number {bottom}{top}")
 
 
+RIVALS: tuple[tuple[tuple[str, ...], str, str, Any], ...] = (
+    (("rounds", "rate"), "search", "sparsity", ()),
+    (("steps",), "train", "epochs", 0.0),
+    (("epochs",), "train", "steps", 0),
+)
+"""Keys, the section they are in, and the other key there that says the same in another way."""
+
+
+def before_rivals(tables: dict[str, dict[str, Any]], asked: Collection[tuple[str, str]]) -> None:
+    """Take out of tables, in place, what a file says in another way than keys that were asked for.
+
+    ``asked``: (section, key) of what was given beside the file.
+    """
+    for keys, section, rival, none in RIVALS:
+        if any((section, key) in asked for key in keys) and (section, rival) not in asked:
+            tables.setdefault(section, {})[rival] = none
+
+
 def one_way(given: Collection[str], mark: str = "") -> None:
     """ConfigError if the names of given options have levels both by rounds and outright.
 

@@ -16,7 +16,7 @@ from tombola import values
 from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.errors import ConfigError, TicketError
-from tombola.limits import one_way
+from tombola.limits import before_rivals, one_way
 from tombola.metrics.rules import rule_of
 from tombola.registry import DATA, is_file_spec
 from tombola.sparsity.container import read_header, verify_file
@@ -57,12 +57,12 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     if options.config is not None:
         tables = values.read_toml(Path(options.config))
-    if any(getattr(options, name, None) is not None for name in ("rounds", "rate")):
-        tables.setdefault("search", {})["sparsity"] = ()  # else the file's would go before them
-    for name, (section, key) in _FLAGS.items():
+    asked: set[tuple[str, str]] = set()
+    for name, place in _FLAGS.items():
         value = getattr(options, name, None)
         if value is not None:
-            tables.setdefault(section, {})[key] = value
+            tables.setdefault(place[0], {})[place[1]] = value
+            asked.add(place)
     for text in options.set:
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -76,11 +76,8 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "task there alone"
             )
         tables.setdefault(section, {})[key] = values.parse_value(value)
-    given = tables.get("train", {})
-    if options.steps is not None and options.epochs is None:
-        given["epochs"] = 0.0
-    if options.epochs is not None and options.steps is None:
-        given["steps"] = 0
+        asked.add((section, key))
+    before_rivals(tables, asked)
     return tables
 
 
@@ -96,9 +93,8 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def data_dir_of(options: argparse.Namespace) -> Path | None:
-    """Where data sets lie: ``--data-dir``, else TOMBOLA_DATA, else nowhere in particular."""
-    given = options.data_dir or os.environ.get("TOMBOLA_DATA")
-    return Path(given) if given else None
+    """Where ``--data-dir`` says that data sets lie; TOMBOLA_DATA is asked when they are sought."""
+    return Path(options.data_dir) if options.data_dir else None
 
 
 def checked_out(text: str) -> Path:

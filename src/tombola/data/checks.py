@@ -105,7 +105,12 @@ def parquet_files(name: str, data_dir: Path | None) -> Found | None:
     DataError if a file or shard is missing (and huggingface_hub too), or is truncated.
     """
     folder = data_root(data_dir) / name
-    train, test = (_shards(folder, split) for split in ("train", "test"))
+    try:
+        train, test = (_shards(folder, split) for split in ("train", "test"))
+    except DataError:
+        if can_download():
+            return None  # as after a download that was cut off
+        raise
     if not train or not test:
         if can_download():
             return None
@@ -127,7 +132,10 @@ def can_download() -> bool:
 def where_to_put(name: str, data_dir: Path | None, reason: str) -> str:
     """The one line that says which files of a data set to put where."""
     folder = data_root(data_dir) / name
-    lacking = [s for s in ("train", "test") if not _shards(folder, s)] or ["train", "test"]
+    try:
+        lacking = [s for s in ("train", "test") if not _shards(folder, s)] or ["train", "test"]
+    except DataError as error:
+        return f"{error}, since {reason}"
     files = " and ".join(f"{folder}/{split}-00000-of-00001.parquet" for split in lacking)
     if name == "celeba":
         files = (

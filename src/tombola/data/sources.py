@@ -113,7 +113,9 @@ def native_channels(spec: str, data_dir: Path | None = None) -> int:
         return int(checks.tensor_header(Path(spec.removeprefix("tensor:")))["shape"][1])
     raw = _open(spec, data_dir)
     grey = True
-    for index in range(min(16, len(raw.train))):
+    # Spread over all, since images of one folder come one after another.
+    some = min(16, len(raw.train))
+    for index in (len(raw.train) * i // some for i in range(some)):
         try:
             item = raw.train[index]
             image = pixels(item[0] if isinstance(item, tuple | list) else item)

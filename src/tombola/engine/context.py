@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tombola.data.sources import Images, load_images
-from tombola.registry import TASKS
+from tombola.errors import ConfigError, DataError
+from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Node
 from tombola.runs.store import Store
 from tombola.runtime import Runtime
@@ -43,19 +44,44 @@ class Context:
         """How the networks of a training were made thinner, by its parents; empty if not."""
         return self.store.record(parents["thin"]) if "thin" in parents else {}
 
-    def images(self, shape: tuple[int, int, int]) -> Images:
-        """The data at the shape of the task, loaded once a process."""
-        return _images(self.data, shape, self.data_dir, self.skip_broken)
+    def images(self, data: Mapping[str, Any]) -> Images:
+        """The data of a node's config at the shape of the task, loaded once a process.
+
+        DataError if they are not the images that the run is named after: a source of one's own may
+        list them in another order in every process, and then train on what another judges by.
+        """
+        channels, height, width = data["shape"]
+        shape = (channels, height, width)
+        images = _images(self.data, shape, self.data_dir, self.skip_broken)
+        if images.sha256 != data["sha256"]:
+            raise DataError(
+                f"data source {self.data} has other images now than when the search began "
+                f"({images.sha256[:12]}..., not {data['sha256'][:12]}...); let it give the same "
+                "ones in the same order whenever asked, and run the command again"
+            )
+        return images
 
     def runtime(self, config: Mapping[str, Any]) -> Runtime:
         """The runtime that a node's config asks for, on this machine's device."""
         return Runtime.open(self.device, config.get("precision", "fp32"), config["threads"])
 
     def make_task(self, config: Mapping[str, Any]) -> Task:
-        """The task of a node's config."""
+        """The task of a node's config; ConfigError if its file is not what it was any more."""
         spec = (self.tasks or {}).get(config["task"]["name"], self.task)
+        unchanged(spec, config["task"])
         task: Task = TASKS.load(spec)(**config["task"]["options"])
         return task
+
+
+def unchanged(spec: str, named: Mapping[str, Any]) -> None:
+    """ConfigError unless a user's file is the one whose SHA-256 is in a run's name."""
+    if is_file_spec(spec) and "sha256" in named:
+        path, _ = split_file_spec(spec)
+        if file_sha256(path) != named["sha256"]:
+            raise ConfigError(
+                f"{path} was changed while its search ran; run the command again, which begins "
+                "anew with the changed file, or change it back to go on"
+            )
 
 
 @lru_cache(maxsize=2)

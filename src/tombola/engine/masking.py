@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tombola.engine.context import Context, commit, diverged
+from tombola.engine.context import Context, commit, diverged, unchanged
 from tombola.engine.scoring import mask_at_init, scores_of
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError, UserError
@@ -68,7 +68,7 @@ def scores(node: Node, context: Context) -> None:
     found: dict[str, Tensor] = {}
 
     def work() -> None:
-        images, runtime = context.images(shape), context.runtime(config)
+        images, runtime = context.images(config["data"]), context.runtime(config)
         found.update(scores_of(config, task, networks, images, runtime))
 
     start = time.perf_counter()
@@ -101,6 +101,7 @@ def mask(node: Node, context: Context) -> None:
     else:
         load_weights(networks, _final(context, node.parents["source"]))
         pool = prunable(networks, config["prune"], config["exclude"])
+        unchanged((context.inputs or {})["criterion"], config["criterion"])
         masks |= top(_scores(context, pool, among, config["seed"]), config["keep"], among)
     seconds = time.perf_counter() - start
     save_ticket(part / "ticket.safetensors", Ticket(masks, weights))

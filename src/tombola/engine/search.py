@@ -212,6 +212,10 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
 def discard(node: Node, plan: Plan, store: Store) -> None:
     """Once a training has been judged by all, the states that were judged on the way may go."""
     train = node.parents.get("train") or node.parents.get("dense")
+    if node.kind == "train":  # one that nobody judges, as of a chain behind a transfer
+        judged = any(each.parents.get("train") == node.hash for each in plan.graph)
+        if not judged and node.hash not in plan.kept:
+            store.discard_files(node.hash, "judge-*.safetensors")
     if train is None:
         return
     readers = [n for n in plan.graph if train in (n.parents.get("train"), n.parents.get("dense"))]

@@ -132,7 +132,7 @@ def judge(node: Node, context: Context) -> None:
     """Train the data set's own classifier and hold it against its gates."""
     part = context.store.begin(node.hash)
     record = classifier.train_judge(
-        node.config, context.images(tuple(node.config["data"]["shape"])), part, context.progress
+        node.config, context.images(node.config["data"]), part, context.progress
     )
     commit(node, context, record)
 
@@ -163,7 +163,7 @@ def evaluation(node: Node, context: Context) -> None:
     thin = context.thin_of(training["parents"])
     config["thin"] = thin
     task = thinned(context.make_task(config), thin)
-    images = context.images(tuple(config["data"]["shape"]))
+    images = context.images(config["data"])
     record, made = evaluate(config, task, images, runtime, weights, judges)
     if config["grid"]:
         save_grid(part / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
@@ -187,7 +187,7 @@ def floor(node: Node, context: Context) -> None:
     config = node.config
     context.store.begin(node.hash)
     runtime = context.runtime(config)
-    images = context.images(tuple(config["data"]["shape"]))
+    images = context.images(config["data"])
     path = _judge_files(node, context).get("judge")
     judge = open_judge(config["judge"], images.name, path, str(runtime.device))
     assert judge is not None

@@ -42,7 +42,9 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
             ticket.weights = named_state(networks)
         else:
             masks = _control_masks(start, ticket, config, networks)
-    batches = Batches(context.images(shape).splits["train"], task.batch_size, seed, runtime.device)
+    batches = Batches(
+        context.images(config["data"]).splits["train"], task.batch_size, seed, runtime.device
+    )
     steps = thin.get("steps", config["steps"])
     settings = Settings(runtime=runtime, seed=seed, total_steps=steps, ema=config["ema"])
     trainer = Trainer(task, networks, batches, settings, masks)
