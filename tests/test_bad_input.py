@@ -369,6 +369,10 @@ LATER = {
         ["train", "linear-ae", "--ticket", "@huge.safetensors", *PLACE],
         "does not fit task LinearAE encoder.main.0.weight",
     ),
+    "ticket that asks for more than any network has": (
+        ["train", "linear-ae", "--ticket", "@endless.safetensors", *PLACE],
+        "endless.safetensors width 1000000 at most 65,536",
+    ),
     "model that asks for much memory": (
         ["sample", "@vast.safetensors", "--out", "x"],
         "does not fit task LinearAE encoder.main.0.weight",
@@ -521,9 +525,11 @@ def make_files(root: Path) -> None:
     rewritten(ticket, root / "bare.safetensors", TICKET_FORMAT, {}, unsaid)
     rewritten(ticket, root / "late.safetensors", TICKET_FORMAT, {}, {"rewind_step": 10**6})
     rewritten(ticket, root / "round.safetensors", TICKET_FORMAT, {}, {"round": 7})
-    large = {"task": {"width": 10**6}}
+    large = {"task": {"width": 60_000}}
     name = {"task": "linear-ae"}
     rewritten(ticket, root / "huge.safetensors", TICKET_FORMAT, large, name)
+    endless = {"task": {"width": 10**6}}
+    rewritten(ticket, root / "endless.safetensors", TICKET_FORMAT, endless, name)
     shape = {"shape": [1, 28, 28]}
     rewritten(model, root / "vast.safetensors", MODEL_FORMAT, large, name | shape)
     lure = root / "evil.py"

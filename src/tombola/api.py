@@ -193,7 +193,10 @@ def train_request(
         )
     manifest = read_manifest(ticket)
     channels = native_channels(config.data.name, data_dir)
-    task, _ = make_task(config)
+    try:
+        task, _ = make_task(config)
+    except ConfigError as error:
+        raise TicketError(f"{ticket} and what is set beside it make no task: {error}") from error
     check_fit(ticket, task, task.image_shape(channels), manifest["shapes"])
     sha256 = file_sha256(ticket)
     facts = {
