@@ -215,7 +215,7 @@ def _opened(path: Path, inception: bool, device: str) -> Judge:
 def networks_in_eval(task: Task, config: Mapping[str, Any], runtime: Runtime) -> Networks:
     """New networks of a task, to be filled with trained weights and judged.
 
-    ``config``: the shape of ``data``, and where they were made thinner by a plan that, as ``thin``.
+    ``config``: the shape, under ``data``, and under ``thin`` the record of how they were thinned.
     """
     networks = new_networks(task, tuple(config["data"]["shape"]), config.get("thin", {}))
     prepare(networks, runtime)
