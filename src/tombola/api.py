@@ -193,10 +193,7 @@ def train_request(
         )
     manifest = read_manifest(ticket)
     channels = native_channels(config.data.name, data_dir)
-    try:
-        task, _ = make_task(config)
-    except ConfigError as error:
-        raise TicketError(f"{ticket} and what is set beside it make no task: {error}") from error
+    task = _task_with(ticket, config)
     check_fit(ticket, task, task.image_shape(channels), manifest["shapes"])
     sha256 = file_sha256(ticket)
     facts = {
@@ -228,6 +225,14 @@ def train_request(
         planner=planner,
         inputs={sha256: str(ticket.absolute())},
     )
+
+
+def _task_with(ticket: Path, config: Config) -> Task:
+    """The task of a ticket's config; TicketError that names the file if there is no such task."""
+    try:
+        return make_task(config)[0]
+    except ConfigError as error:
+        raise TicketError(f"{ticket} and what is set beside it make no task: {error}") from error
 
 
 def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -> None:
