@@ -28,7 +28,7 @@ def run_here(work: local_pool.Work) -> list[str]:
     fields = dict(work.context)
     fields["store"] = Store(Path(fields["store"]))
     fields["keep_steps"] = tuple(fields["keep_steps"])
-    context = Context(**fields, progress=work.progress)
+    context = Context(**fields, progress=work.progress, expect=work.expect)
     todo = work.graph.missing(work.store.finished())
     for node in todo:
         execute(node, context)

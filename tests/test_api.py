@@ -213,7 +213,7 @@ def test_a_class_typed_at_the_prompt_is_in_no_file(monkeypatch):
 
 class Steps(Progress):
     def __init__(self):
-        self.told = []
+        self.told, self.more = [], []
         self.steps = 0
 
     def begin(self, steps, runs):
@@ -221,6 +221,9 @@ class Steps(Progress):
 
     def advance(self, steps):
         self.steps += steps
+
+    def expect(self, steps):
+        self.more.append(steps)
 
     def finished(self, node):
         self.told.append(node.kind)
@@ -238,6 +241,7 @@ def test_progress_is_told_to_the_last_step(monkeypatch):
     assert sorted(progress.told[1:-1]) == sorted(["train", "evaluate"] * 2 + ["rewind", "mask"])
     assert progress.told[-1] == "end"
     assert progress.steps == 22
+    assert not any(progress.more)
 
 
 def test_a_ticket_has_what_the_contract_lists(result):

@@ -14,9 +14,11 @@ import torch
 import in_process
 import tombola
 from helpers import WideGAN, same
+from tombola.cli import main
 from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
 from tombola.engine.early_bird import packed, unpacked
+from tombola.engine.search import Progress
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError
 from tombola.runs.plan import Node
@@ -63,10 +65,31 @@ def costs(out):
         return {(r["arm"], float(r["compress"])): r for r in csv.DictReader(file)}
 
 
+class Steps(Progress):
+    """How many steps were told of, by what told of them."""
+
+    def __init__(self):
+        self.planned, self.more, self.done = 0, [], 0
+
+    def begin(self, steps, runs):
+        self.planned = steps
+
+    def expect(self, steps):
+        self.more.append(steps)
+
+    def advance(self, steps):
+        self.done += steps
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def told():
+    return Steps()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, told):
     with pytest.MonkeyPatch.context() as patch:
-        return find(tmp_path_factory.mktemp("eb") / "out", patch)
+        return find(tmp_path_factory.mktemp("eb") / "out", patch, progress=told)
 
 
 def test_five_draws_a_quarter_epoch_apart_and_the_cut_is_at_the_last(found):
@@ -153,6 +176,16 @@ def test_a_smaller_network_costs_its_search_and_what_it_trains_itself(found):
             and 2 * r["steps"] * r["work"]["step_macs"] == int(thin["train_flops"])
         ]
         assert abs(int(thin["train_flops"]) - spent) <= own
+
+
+def test_progress_is_told_what_is_longer_or_shorter_than_planned(found, told):
+    trained = records(found.out, "train")
+    longer = [r["steps"] - STEPS for r in trained if r["config"]["start"] == "thin-flops"]
+    assert all(steps > 0 for steps in longer)
+    assert sorted(steps for steps in told.more if steps > 0) == sorted(longer)
+    # The watch ends at its last cut, and what goes on from a cut has the rest alone.
+    assert told.more.count(FOUND - STEPS // 2) == 1
+    assert told.done == told.planned + sum(told.more)
 
 
 def test_moments_averages_and_schedule_go_on_where_they_were(found):
@@ -626,6 +659,32 @@ def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
     # The same training in exact arithmetic; in float32 sums run in another order.
     (metric,) = {name for name in values[True] if name.startswith("fcd-")}
     assert values[True][metric] == pytest.approx(values[False][metric], rel=1e-2)
+
+
+def test_a_bar_grows_and_shrinks_with_what_is_expected(capfd):
+    from tombola.bar import Bar
+
+    bar = Bar()
+    bar.begin(10, 2)
+    bar.advance(4)
+    bar.expect(30)
+    bar.expect(-20)
+    bar.advance(6)
+    bar.end()
+    last = capfd.readouterr().err.replace("\n", "\r").split("\r")[-2]
+    assert last.startswith(" 50% |")
+    assert "10.0/20.0 steps" in last
+
+
+def test_a_dry_run_says_of_thin_flops_that_it_is_longer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tombola.dry_run.seconds_per_step", lambda setting: 0.1)
+    words = ["find", TASK, "--data", "digits", "--method", "early-bird", "--compress", "0.3,0.6",
+             "--seeds", "2", "--out", str(tmp_path / "out"), "--dry-run"]  # fmt: skip
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "#   4 of them are thin-flops: longer than counted here" in told
+    assert main([*words, "--controls", "thin-parameters"]) == 0
+    assert "of them are thin-flops" not in capsys.readouterr().out
 
 
 def test_a_note_is_a_line_on_stderr(capfd):

@@ -10,7 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import report_standin as standin
 from tombola.metrics.sentences import _thin_is_as_good
@@ -475,6 +479,31 @@ def test_arms_of_one_search_never_share_a_look() -> None:
                  ("ticket", "reinit", "shuffle", "erk", "reinit-chain", "thin-parameters",
                   "dense-long")):  # fmt: skip
         assert len({plots.place_of(arm) for arm in arms}) == len(arms)
+
+
+@pytest.mark.parametrize("inches", [3.75, 7.4])
+@pytest.mark.parametrize("labels", [
+    ["compact", "unpruned"],
+    ["floor", "dense, 95% interval", "margin", "compact", "random-channels", "thin-parameters"],
+    ["compact", "random-channels", "thin-flops", "thin-parameters", "unpruned",
+     *(f"{method}, 80.0% sparsity, last level, rewound to 10" for method in ("snip", "grasp"))],
+])  # fmt: skip
+def test_a_legend_is_no_wider_than_its_figure_and_as_low_as_it_can_be(
+    labels: list[str], inches: float
+) -> None:
+    columns = plots.legend_columns(labels, inches)
+    widths = {}
+    with mpl.rc_context(plots.STYLE):
+        for count in range(1, len(labels) + 1):
+            figure = Figure(figsize=(inches, 4), dpi=100)
+            handles = [Line2D([], [], marker="o") for _ in labels]
+            legend = figure.legend(handles, labels, ncols=count, frameon=False, handlelength=2.6,
+                                   columnspacing=1.4, borderpad=0.2)  # fmt: skip
+            canvas = FigureCanvasAgg(figure)
+            widths[count] = legend.get_window_extent(canvas.get_renderer()).width
+    assert widths[columns] <= 100 * inches
+    lower = [n for n in widths if -(-len(labels) // n) < -(-len(labels) // columns)]
+    assert all(widths[n] > 0.93 * 100 * inches for n in lower)
 
 
 def test_the_page_says_what_early_bird_is_about(run: Path, page: str) -> None:

@@ -336,7 +336,8 @@ def test_a_dry_run_knows_from_the_trainings_that_are_there_what_is_left(here, ca
     }
     assert any(line.startswith("# left: 2 trainings, one after another: about") for line in told)
     # Two trainings of 144 parameters of 4 bytes, each as it began and as it ended.
-    assert f"# disk: about {2 * 2 * 144 * 4 / 1e6:.3g} MB at most" in told
+    whole = f"# disk: about {2 * 2 * 144 * 4 / 1e6:.3g} MB of weights at the end;"
+    assert f"{whole} until then also states of what trains, which --keep all keeps" in told
 
 
 def test_the_folder_of_a_script_says_where_it_was_made_and_has_its_figure(here, capsys):

@@ -477,7 +477,8 @@ def test_a_dry_run_trains_nothing_and_its_config_is_read_back(matrix, here, tmp_
     assert "#   train: 20 runs, 0 of them done" in text
     for name in ("TwinVAE", "TwinGAN"):
         assert re.search(rf"# work of {name}: .*FLOPs a step \(\d+ MACs\), \d+ MACs an image", text)
-    assert re.search(r"# disk: about [\d.e+-]+ MB at most\n# seeds needed to decide a margin", text)
+    disk = r"# disk: about [\d.e+-]+ MB of weights at the end[^\n]*\n"
+    assert re.search(disk + "# seeds needed to decide a margin", text)
     (tmp_path / "again.toml").write_text(text)
     again = ["transfer", "--matrix", ",".join(TWINS), "--config", str(tmp_path / "again.toml")]
     assert cli.main([*again, "--out", str(matrix), "--dry-run", "--threads", "1"]) == 0

@@ -16,7 +16,6 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._steps = self._told = 0
 
     def begin(self, steps: int, runs: int) -> None:
         """Start a bar over training steps."""
@@ -41,6 +40,12 @@ class Bar(Progress):
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(steps)
+
+    def expect(self, steps: int) -> None:
+        """Make the bar longer, or shorter."""
+        if self._bar is not None and steps:
+            self._bar.total = max((self._bar.total or 0) + steps, self._bar.n, 1)
+            self._bar.refresh()
 
     def finished(self, node: Node) -> None:
         """Show what was finished last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from tombola.engine.output import whole_config
@@ -12,6 +13,7 @@ from tombola.metrics.statistics import seeds_for_margin
 from tombola.recipes.cells import Plan
 from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, seconds_per_step
+from tombola.runs.plan import Node
 from tombola.runs.store import Store
 
 _WEIGHT_BYTES = 4
@@ -62,8 +64,21 @@ def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
         f"work: {work(setting)}",
         f"left: {steps} training steps in {trainings} trainings, {seconds * 1e3:.3g} ms a step, "
         f"{setting.workers} workers: about {total / 60:.3g} minutes, judging apart",
+        *_longer(todo),
         disk(disk_bytes(sum(setting.parameters.values()), trainings)),
     ]
+
+
+def _longer(todo: Iterable[Node]) -> list[str]:
+    """What no plan can know: how long a thin network trains until it has spent what a ticket has.
+
+    It is counted as long as any other training.
+    """
+    longer = sum(node.kind == "train" and node.config["start"] == "thin-flops" for node in todo)
+    if not longer:
+        return []
+    return [f"  {longer} of them are thin-flops: longer than counted here, until each has spent "
+            "the FLOPs of its early-bird run"]  # fmt: skip
 
 
 def work(setting: Setting) -> str:
@@ -75,13 +90,16 @@ def work(setting: Setting) -> str:
 
 
 def disk_bytes(parameters: int, trainings: int) -> int:
-    """What the files of so many trainings take at most: start weights and trained ones."""
+    """What the weights of so many trainings take at the end: start weights and trained ones."""
     return 2 * trainings * parameters * _WEIGHT_BYTES
 
 
 def disk(size: int) -> str:
     """The line on what is written, in megabytes."""
-    return f"disk: about {size / 1e6:.3g} MB at most"
+    return (
+        f"disk: about {size / 1e6:.3g} MB of weights at the end; until then also states of what "
+        "trains, which --keep all keeps"
+    )
 
 
 def margins() -> list[str]:

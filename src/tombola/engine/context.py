@@ -39,6 +39,8 @@ class Context:
     """Judgement -> the one of the same training that has what its states, which are gone, had."""
     progress: Callable[[int], None] = lambda steps: None
     """Told how many steps were done since it was last told."""
+    expect: Callable[[int], None] = lambda steps: None
+    """Told by how many steps a run is longer than the plan could know; below 0: shorter."""
 
     def thin_of(self, parents: Mapping[str, str]) -> dict[str, Any]:
         """How the networks of a training were made thinner, by its parents; empty if not."""

@@ -80,7 +80,7 @@ def watch(node: Node, context: Context) -> None:
     except DivergedError as error:
         loop.close()
         why = {"diverged": error.step, "why": str(error)}
-    context.progress(last - trainer.step)
+    context.expect(trainer.step - last)
     checkpoint.unlink(missing_ok=True)
     record = {
         **why,

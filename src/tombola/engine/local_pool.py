@@ -59,6 +59,7 @@ class Work:
     lock: int
     """Descriptor of the folder's lock: workers inherit it, so it is held until the last ends."""
     progress: Callable[[int], None] = lambda steps: None
+    expect: Callable[[int], None] = lambda steps: None
     finished: Callable[[Node], None] = lambda node: None
 
 
@@ -134,8 +135,8 @@ def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | No
         raise WorkerError(
             f"worker {worker.process.pid} ended with code {code} during: {label} (out of memory?)"
         )
-    if message["event"] == "progress":
-        work.progress(message["steps"])
+    if message["event"] in ("progress", "expect"):
+        (work.progress if message["event"] == "progress" else work.expect)(message["steps"])
         return None
     node = worker.node
     assert node is not None

@@ -71,6 +71,9 @@ class Progress:
     def advance(self, steps: int) -> None:
         """Training steps done since the last call."""
 
+    def expect(self, steps: int) -> None:
+        """So many more training steps are left than was told; below 0: fewer."""
+
     def finished(self, node: Node) -> None:
         """A run is whole."""
 
@@ -157,6 +160,7 @@ def carry_graph(
                 threads=setting.threads,
                 lock=lock,
                 progress=progress.advance,
+                expect=progress.expect,
                 finished=finished,
             )
         )

@@ -54,6 +54,7 @@ def train(node: Node, context: Context) -> None:
     store, config = context.store, node.config
     part = store.begin(node.hash)
     if diverged(context, *node.parents.values()):
+        context.expect(-node.steps)
         commit(node, context, {"not_run": True, **_search_diverged(node, context)})
         return
     trainer = trainer_of(config, context, node)
@@ -68,6 +69,8 @@ def train(node: Node, context: Context) -> None:
         seconds = float(manifest["seconds"])
     judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
+    # What was cut or thinned has another number of steps than the plan could know.
+    context.expect(total - first - node.steps)
     loop = Loop(trainer, context.progress, checkpoint, seconds, first)
     try:
         while True:
@@ -81,6 +84,7 @@ def train(node: Node, context: Context) -> None:
         trainer.check()
     except DivergedError as error:
         loop.close()
+        context.expect(trainer.step - total)
         commit(
             node,
             context,
@@ -94,8 +98,6 @@ def train(node: Node, context: Context) -> None:
         )
         return
     loop.close()
-    # What was cut or thinned has another number of steps than the plan could know.
-    context.progress(max(0, node.steps - (total - first)))
     os.replace(part / f"judge-{total}.safetensors", part / "final.safetensors")
     checkpoint.unlink(missing_ok=True)
     memory = _peak_memory_bytes(trainer.settings.runtime.device) if known else None

@@ -6,6 +6,7 @@ outlives the search that started it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def main() -> int:
     while True:
         request = json.loads(requests.get())
         try:
-            _execute(request, lambda steps: tell(event="progress", steps=steps))
+            _execute(request, lambda event, steps: tell(event=event, steps=steps))
         except UserError as error:
             tell(event="error", kind=type(error).__name__, text=str(error))
         except OSError as error:
@@ -82,7 +84,7 @@ def _in_users_file(error: BaseException, task: str) -> str | None:
     return None
 
 
-def _execute(request: dict[str, Any], progress: Any) -> None:
+def _execute(request: dict[str, Any], tell: Callable[[str, int], None]) -> None:
     import torch
 
     from tombola.engine.stages import Context, execute
@@ -95,7 +97,8 @@ def _execute(request: dict[str, Any], progress: Any) -> None:
     context = dict(request["context"])
     context["store"] = Store(Path(context["store"]))
     context["keep_steps"] = tuple(context["keep_steps"])
-    execute(Node(**request["node"]), Context(**context, progress=progress))
+    progress, expect = (functools.partial(tell, event) for event in ("progress", "expect"))
+    execute(Node(**request["node"]), Context(**context, progress=progress, expect=expect))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from tombola.metrics.sentences import percent
@@ -30,6 +33,8 @@ SERIES = tuple(f"#0103{index:02d}" for index in range(8))
 _CSS = {INK: "currentColor", FAINT: "var(--rule)", PAPER: "var(--paper)"} | {
     token: f"var(--series-{index})" for index, token in enumerate(SERIES)
 }
+_KEY_EMS = 4.8
+"""A legend's line, what is between it and its label, and between columns."""
 _GENERAL = ("dense, 95% interval", "margin", "floor")
 _MARKERS = "osD^vPXh"
 _PLACES = {
@@ -37,8 +42,6 @@ _PLACES = {
     "erk": 3, "reinit-chain": 4, "thin-parameters": 5, "dense-long": 6,
     "transferred": 3, "transferred-shuffle": 2, "transferred-reinit": 1,
 }  # fmt: skip
-_LEGEND_LETTERS = 62
-"""Letters that a legend of one line has room for."""
 _TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 _LOG_RATIO = 3.0
 STYLE: dict[Any, Any] = {
@@ -112,7 +115,6 @@ def _legend(
 ) -> None:
     """What each line is; where searches share arms, colours and markers are told once each."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if narrow else 6 if sum(map(len, labels)) < _LEGEND_LETTERS else 4
     if len(searches) > 1:
         told = {text: h for h, text in zip(handles, labels, strict=True) if text in _GENERAL}
         general = [(handle, text) for text, handle in told.items()]
@@ -127,9 +129,25 @@ def _legend(
             line = Line2D([], [], color=INK, linestyle=dashes, marker=marker_of(arms[0]))
             general.append((line, " / ".join(arms)))
         handles, labels = [h for h, _ in general], [text for _, text in general]
-        columns = 1 if narrow and max(map(len, labels)) > 16 else 2 if narrow else 3
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)),
-                  frameon=False, handlelength=2.6, columnspacing=1.4, borderpad=0.2)  # fmt: skip
+    columns = legend_columns(labels, 3.75 if narrow else 7.4)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False,
+                  handlelength=2.6, columnspacing=1.4, borderpad=0.2)  # fmt: skip
+
+
+def legend_columns(labels: Sequence[str], inches: float) -> int:
+    """In how many columns a legend is as low as it can be and no wider than ``inches``."""
+    font = FontProperties(size=STYLE["font.size"])
+    key = _KEY_EMS * STYLE["font.size"]
+    points = [key + text_to_path.get_text_width_height_descent(label, font, False)[0]
+              for label in labels]  # fmt: skip
+    for rows in range(1, len(labels)):
+        columns = -(-len(labels) // rows)
+        least, larger = divmod(len(labels), columns)
+        filled = iter(points)
+        widths = [max(islice(filled, least + (column < larger))) for column in range(columns)]
+        if sum(widths) <= 72 * inches:
+            return columns
+    return 1
 
 
 def place_of(arm: str) -> int:

@@ -28,6 +28,7 @@ from tombola.report.plots import (
     PAPER,
     SERIES,
     STYLE,
+    legend_columns,
     log_ticks,
     marker_of,
     place_of,
@@ -96,9 +97,8 @@ class Savings:
         """One plot: ``quality``, ``flops`` or ``seconds`` -> an ``<svg>`` element."""
         name = f"cost-{kind}-{'narrow' if narrow else 'wide'}"
         handles = self._handles(kind)
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        wide = 3 if longest > 20 else 5 if len(handles) == 5 else 4
-        columns = (1 if longest > 20 else 2) if narrow else wide
+        labels = [str(handle.get_label()) for handle in handles]
+        columns = legend_columns(labels, 3.75 if narrow else 7.4)
         lines = -(-len(handles) // columns)
         size = (3.75, 3.2 + 0.18 * lines) if narrow else (7.4, 3.7 + 0.18 * lines)
         with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
