@@ -244,6 +244,19 @@ def test_progress_is_told_to_the_last_step(monkeypatch):
     assert not any(progress.more)
 
 
+def test_progress_counts_no_steps_that_a_divergence_spares(monkeypatch):
+    in_process.use(monkeypatch)
+    progress = Steps()
+    task = TASK.replace("TinyAE", "HalfDiverging")
+    with in_process.Restored():
+        result = tombola.find(task, out="out", progress=progress, **{**SMALL, "rounds": 4})
+    # Dense and two tickets train; the third diverges at its first step, and the fourth is not run.
+    assert result.summary["runs"]["diverged"] == 1
+    assert progress.told[0][0] == 12 + 4 * 10
+    assert [steps for steps in progress.more if steps] == [-9, -10]
+    assert progress.steps == 12 + 2 * 10 + 1
+
+
 def test_a_ticket_has_what_the_contract_lists(result):
     ticket = tombola.load(result.tickets[0])
     assert {
