@@ -244,12 +244,10 @@ def test_progress_is_told_to_the_last_step(monkeypatch):
     assert not any(progress.more)
 
 
-def test_progress_counts_no_steps_that_a_divergence_spares(monkeypatch):
-    in_process.use(monkeypatch)
+def test_progress_counts_no_steps_that_a_divergence_spares():
     progress = Steps()
     task = TASK.replace("TinyAE", "HalfDiverging")
-    with in_process.Restored():
-        result = tombola.find(task, out="out", progress=progress, **{**SMALL, "rounds": 4})
+    result = tombola.find(task, out="out", progress=progress, **{**SMALL, "rounds": 4})
     # Dense and two tickets train; the third diverges at its first step, and the fourth is not run.
     assert result.summary["runs"]["diverged"] == 1
     assert progress.told[0][0] == 12 + 4 * 10

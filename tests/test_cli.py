@@ -80,15 +80,15 @@ def quick_probe(monkeypatch):
     monkeypatch.setattr(dry_run, "seconds_per_step", lambda _: 0.001)
 
 
-def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
+def apart(*words, cwd):
+    """What the command does in a process of its own, with workers of theirs."""
     environment = {**os.environ, "PYTHONPATH": str(Path(tombola.__file__).parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tombola", "find", TASK, *ARM, "--json", "--out", "out"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "tombola", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
+    done = apart("find", TASK, *ARM, "--json", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     summary = json.loads(done.stdout)
@@ -97,6 +97,15 @@ def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
     assert summary["primary"] == "reconstruction_error"
     assert "22.0/22.0 steps" in done.stderr  # 12 of the dense run, 10 of the ticket
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_worker_tells_the_bar_of_the_steps_that_a_divergence_spares(tmp_path):
+    words = [*ARM, "--rounds", "4", "--out", "out"]
+    done = apart("find", f"{TOY}:HalfDiverging", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # The third ticket diverges at its first step, and the fourth is not run.
+    assert "/52.0 steps" in done.stderr, "12 of the dense run, 10 of each ticket were planned"
+    assert "33.0/33.0 steps" in done.stderr
 
 
 LOUD = """
