@@ -365,10 +365,13 @@ def test_a_win_beyond_the_first_worse_does_not_count():
     assert (result["sparsity"], result["bracket"]) == (0.2, [0.2, 0.36])
 
 
-def test_an_undecided_level_below_a_win_does_not_stop_it():
+def test_the_sequence_stops_at_the_first_level_that_does_not_match():
     result = verdict(search([0.0, 0.05, 0.0], [1.0, 1.0, 1.0]), METRIC)
-    assert (result["state"], result["sparsity"]) == ("wins", 0.488)
-    assert result["at_least"] is True
+    assert result["levels"][2]["state"] == "matches"
+    assert (result["state"], result["bracket"]) == ("wins", [0.2, None])
+    assert (result["matches_up_to"], result["at_least"]) == (0.2, False)
+    undecided = verdict(search([0.05, 0.0, 0.0], [1.0, 1.0, 1.0]), METRIC)
+    assert (undecided["state"], undecided["matches_up_to"]) == ("undecided", None)
 
 
 def test_a_match_above_the_highest_win_does_not_count():

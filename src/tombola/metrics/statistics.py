@@ -18,6 +18,7 @@ Choices where the definition leaves room:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -103,20 +104,23 @@ def _gap(losses: Losses, levels: Sequence[Mapping[str, Any]]) -> tuple[float, fl
 def _decide(
     levels: Sequence[Mapping[str, Any]], controls: Sequence[str], arm: str
 ) -> dict[str, Any]:
-    """The state over all levels, read upwards up to the first that is worse."""
-    worse = [i for i, level in enumerate(levels) if level["state"] == "worse"]
-    below = levels[: worse[0]] if worse else levels
-    first_worse = levels[worse[0]]["sparsity"] if worse else None
+    """The state over all levels: a fixed sequence, read upwards to the first that does not match.
+
+    Each level is tested at 5% only because all before it matched. To go on beyond one that does not
+    match would give every later level a chance of its own to name a false winner.
+    """
+    worse = [level for level in levels if level["state"] == "worse"]
+    first_worse = worse[0]["sparsity"] if worse else None
     needed = needed_of(arm)
     asked = [name for name in needed if name in controls]
-    wins = [level for level in below if level["wins"]]
-    matching = [level for level in below if level["state"] == "matches"]
-    headline = (wins or matching or list(below) or list(levels))[-1 if below else 0]
+    matching = list(itertools.takewhile(lambda level: level["state"] == "matches", levels))
+    wins = [level for level in matching if level["wins"]]
+    headline = (wins or matching or list(levels))[-1 if matching else 0]
     state: str = "undecided"
     reason: str | None = "noise"
     if wins:
         state, reason = "wins", None
-    elif not below:
+    elif levels[0]["state"] == "worse":
         state, reason = "worse", None
     elif matching:
         so_do = [n for n in asked if headline["controls"][n]["state"] == "not worse"]
