@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tombola.metrics.statistics import summarise
+from tombola.metrics.verdict.decide import summarise
 from tombola.report.curves import folder_of, key_of
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 
@@ -130,7 +130,7 @@ def write_run(out: Path, *, colour: bool = False, **options: Any) -> Path:
     write_results(out / "results.csv", rows)
     write_costs(out / "costs.csv", cost_rows(rows))
     last = max(row.round for row in rows)
-    summary = summarise(rows, controls=["reinit", "shuffle"]) | {
+    summary = summarise(rows) | {
         "runs": {"trained": 120, "reused": 0, "diverged": 1},
         "cost": {"train_flops": 2.4e15, "train_seconds": 9123.0, "eval_seconds": 31.0},
         "collapsed": {f"imp-all-r10/round{last:02d}": ["decoder.0.weight", "decoder.2.weight"]},
@@ -312,8 +312,7 @@ def write_channels(out: Path, *, forced: float = 0.95, **options: Any) -> Path:
     write_results(out / "results.csv", rows)
     write_costs(out / "costs.csv", channel_costs(rows))
     searches = list(dict.fromkeys(key_of(r) for r in rows if r.arm in ("ticket", "compact")))
-    asked = {"early-bird": CHANNEL_ARMS[1:], "imp": ("reinit", "shuffle")}
-    summary = summarise(rows, controls=asked, searches=searches)
+    summary = summarise(rows)
     told = watches(rows, forced=forced)
     (out / "summary.json").write_text(json.dumps(summary | {"early_bird": told}, sort_keys=True))
     (out / "config.json").write_text(json.dumps(config_of(rows[0], 1)))

@@ -32,7 +32,7 @@ TIERS = (
     {"api", "bar", "doctor", "dry_run", "task_table", "tickets_config", "transfer_config"},
     {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers", "words"},
     {"commands"},
-    {"travel"},
+    {"parser", "travel"},
     {"cli"},
     {"__main__"},
 )

@@ -23,9 +23,8 @@ import pytest
 import in_process
 import standins
 from tombola import cli, config
-from tombola.metrics.intervals import decidable_factor
 from tombola.metrics.rules import CURVE_ONLY, rule_of
-from tombola.metrics.statistics import DEFAULT_CONTROLS
+from tombola.metrics.verdict.losses import DEFAULT_CONTROLS
 from tombola.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -226,8 +225,9 @@ def test_method_quotes_margins_as_they_are():
     assert all(f"`{name}`" in text for name in (*CURVE_ONLY, *DEFAULT_CONTROLS))
 
 
-def test_method_quotes_the_decidable_factors():
-    text = " ".join((ROOT / "docs" / "method.md").read_text("utf-8").split())
-    wanted = ", ".join(f"{decidable_factor(n):.2f} with {n}" for n in (3,))
-    assert f"{wanted} seeds, {decidable_factor(5):.2f} with 5" in text
-    assert f"and {decidable_factor(10):.2f} with 10" in text
+def test_the_worked_verdict_prints_what_is_shown(capsys):
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    found = re.search(r"```python\n(import tombola\n\ndense .*?)```\n\n```\n(.*?)```", text, re.S)
+    assert found is not None
+    exec(found[1], {})
+    assert capsys.readouterr().out == found[2]

@@ -16,9 +16,8 @@ from tombola.config import build
 from tombola.data.batches import Batches
 from tombola.engine import early_bird
 from tombola.engine.earlier import watched_groups
-from tombola.engine.output import Output
 from tombola.errors import ConfigError, DivergedError
-from tombola.metrics import sentences
+from tombola.metrics.verdict.evidence import larger_than_cut
 from tombola.recipes.thin import forward_macs, thin_plan
 from tombola.recipes.trial import between, thinner
 from tombola.runs.results import CostRow, read_costs
@@ -259,18 +258,6 @@ def test_a_width_that_a_file_cannot_mean_is_refused(tmp_path, monkeypatch):
             _narrowed(WideGAN(), width)
 
 
-def small_verdict(gap):
-    control = {"gap_mean": gap, "state": "undecided"}
-    return {
-        "arm": "compact",
-        "state": "undecided",
-        "reason": "noise",
-        "metric": "fcd",
-        "levels": [{"sparsity": 0.99, "controls": {"thin-parameters": dict(control)}}],
-        "controls": {"thin-parameters": dict(control)},
-    }
-
-
 def paid(arm, parameters, compress=0.8):
     return CostRow(
         task="t", data="d", method="early-bird", arm=arm, networks="all", rewind_steps=None,
@@ -279,22 +266,11 @@ def paid(arm, parameters, compress=0.8):
     )  # fmt: skip
 
 
-def test_a_thin_network_of_more_parameters_than_the_ticket_is_no_advice(monkeypatch):
-    monkeypatch.setattr(sentences, "_of_state", lambda verdict: "Undecided.")
-    monkeypatch.setattr("tombola.engine.output.sentence", sentences.sentence)
-    verdict = small_verdict(-0.1)
-    told = "In the mean thin-parameters (at 99.0%) does as well or better: train the thin network."
-    assert sentences.sentence(verdict) == f"Undecided. {told}"
-    found = {"arms": {"early-bird/all/r0/fp32/c0.8": {"fcd": verdict}}}
+def test_a_thin_network_of_more_parameters_than_the_ticket_is_told() -> None:
     rows = [paid("compact", 5000), paid("thin-parameters", 4000)]
-    Output._compare_sizes(None, found, rows)
-    assert "times_as_large" not in verdict["controls"]["thin-parameters"]
-    other = [paid("compact", 9, compress=0.5), paid("thin-parameters", 9000, compress=0.5)]
-    rows = [paid("compact", 2000), paid("compact", 3000), *other]
-    Output._compare_sizes(None, found, [*rows, paid("thin-parameters", 10000)])
-    assert verdict["levels"][0]["controls"]["thin-parameters"]["times_as_large"] == 4.0
-    larger = "At 99.0% thin-parameters does as well too, but with more parameters than the ticket"
-    assert verdict["sentence"] == f"Undecided. {larger}: it cannot be made so thin."
+    assert larger_than_cut(rows) == {}
+    other = [paid("compact", 2000, compress=0.5), paid("thin-parameters", 16000, compress=0.5)]
+    assert larger_than_cut([*rows, *other]) == {"early-bird/all/r0/fp32": 20000 / 7000}
 
 
 def test_the_first_seed_s_search_diverges_and_the_level_keeps_its_sparsity(tmp_path, monkeypatch):

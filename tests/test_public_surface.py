@@ -14,6 +14,7 @@ import pytest
 
 import tombola
 from tombola import cli, config, registry
+from tombola.parser import build_parser
 
 PUBLIC = {
     "ConfigError",
@@ -32,6 +33,7 @@ PUBLIC = {
     "load_model",
     "record",
     "save_ticket",
+    "verdict",
 }
 
 COMMON = {
@@ -67,7 +69,17 @@ COMMANDS = {
     "inspect": {"FILE", "--diff", "--json"},
     "publish": {"FILE", "hub:USER/NAME", "--private", "--license", "--dry-run", "--json"},
     "verify": {"FILE", "--rebuild", "--data", "--data-dir", "--task", "--json"},
-    "report": {"DIR", "--json"},
+    "report": {"DIR", "--margin", "--json"},
+    "verdict": {
+        "FILE.csv",
+        "--metric",
+        "--better",
+        "--margin",
+        "--dense",
+        "--ticket",
+        "--controls",
+        "--json",
+    },
     "figure": {"DIR", "--images", "--sparsity", "--json"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
@@ -179,7 +191,7 @@ REGISTERED = {
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
-    parser, _ = cli._parser()
+    parser, _ = build_parser()
     (sub,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(sub.choices)
 
@@ -234,6 +246,9 @@ def test_the_functions_take_what_they_took() -> None:
     assert parameters(tombola.load) == ["path"]
     assert parameters(tombola.load_model) == ["path", "task"]
     assert parameters(tombola.save_ticket) == ["path", "ticket"]
+    assert parameters(tombola.verdict) == [
+        "rows_or_path", "metric", "better", "margin", "dense", "ticket", "controls",
+    ]  # fmt: skip
     assert parameters(tombola.Ticket.start) == ["self", "networks"]
     assert parameters(tombola.Ticket.enforce) == ["self", "networks", "optimizers"]
 

@@ -17,23 +17,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import report_standin as standin
-from tombola.metrics.sentences import _thin_is_as_good
-from tombola.metrics.statistics import SearchKey, arm_name, summarise
+from tombola.metrics.verdict.decide import summarise
 from tombola.recipes.thin import NEAR
 from tombola.report import channels, plots, settling
 from tombola.report.costs import costs_of
-from tombola.report.curves import curves_of, key_of, label_of, level_of
+from tombola.report.curves import Drawn, curves_of, key_of, label_of, level_of
 from tombola.report.families import (
     families_of,
     first_of,
     forced_text,
     in_order,
-    key_named,
     levels_at,
     merged,
-    over_compress,
     shown_name,
-    siblings,
 )
 from tombola.report.page import write_report
 from tombola.report.savings import Savings
@@ -41,13 +37,13 @@ from tombola.report.tables import headline, levels_of, stability_of, verdict_tab
 from tombola.report.techniques import techniques_csv, techniques_of, techniques_table
 from tombola.runs.results import CostRow, Row, write_costs
 
-EARLY = SearchKey("early-bird", "all", None, "fp32", 0.5)
+EARLY = Drawn("early-bird", "all", None, "fp32", 0.5)
 MORE = EARLY._replace(compress=0.8)
-IMP = SearchKey("imp", "all", 10, "fp32", None)
+IMP = Drawn("imp", "all", 10, "fp32", None)
 BOTH = EARLY._replace(compress=None)
 
 
-def row(search: SearchKey, arm: str, seed: int, value: float, **other: Any) -> Row:
+def row(search: Drawn, arm: str, seed: int, value: float, **other: Any) -> Row:
     gone = 0.0 if arm == "dense" else (search.compress or 0.2)
     return Row(**{
         "task": "t", "data": "d", **search._asdict(), "arm": arm, "seed": seed,
@@ -56,9 +52,7 @@ def row(search: SearchKey, arm: str, seed: int, value: float, **other: Any) -> R
     } | other)  # fmt: skip
 
 
-def cost(
-    search: SearchKey, arm: str, seed: int, train: float, found: float, **more: Any
-) -> CostRow:
+def cost(search: Drawn, arm: str, seed: int, train: float, found: float, **more: Any) -> CostRow:
     key = row(search, arm, seed, 0, **more).as_dict()
     key = {name: key[name] for name in list(key)[:12]}
     return CostRow(**key, train_flops=train * 1e12, search_flops=found * 1e12,
@@ -83,15 +77,14 @@ WORSE = {"random_channels": (2.0, 2.0), "thin_flops": (2.0, 2.0), "thin_paramete
 
 def summed(rows: list[Row]) -> dict[str, Any]:
     """As in the file: its searches are in order of their names."""
-    summary = summarise(rows, controls=OPPONENTS)
+    summary = summarise(rows)
     found: dict[str, Any] = json.loads(json.dumps(summary, sort_keys=True))
     return found
 
 
 def told(rows: list[Row]) -> Any:
     """The verdict over both compress values."""
-    arms = summed(rows)["arms"]
-    return over_compress([arms[arm_name(search)]["fid"] for search in (EARLY, MORE)])
+    return summed(rows)["arms"][EARLY.name]["fid"]
 
 
 @pytest.fixture(scope="module")
@@ -155,90 +148,44 @@ def test_a_family_is_one_curve_an_arm_in_order_of_compress() -> None:
     assert [cells[-1] for cells in table.rows] == ["", "worse", "worse"]
 
 
-def test_the_most_compressed_that_wins_is_the_headline() -> None:
+def test_shares_are_levels_of_one_verdict() -> None:
     found = told(judged(compact=(1.01, 1.02), **WORSE))
-    assert (found["state"], found["sparsity"], found["at_least"]) == ("wins", 0.8, True)
-    assert "the sparsest level searched, still wins" in found["sentence"]
+    assert (found["state"], found["frontier"], found["at_least"]) == ("wins", 0.8, True)
+    assert headline(summed(judged(compact=(1.01, 1.02), **WORSE))).startswith(
+        "A ticket at 80.0% sparsity (compress 0.8), the sparsest level searched, wins on FID"
+    )
     found = told(judged(compact=(1.01, 1.5), **WORSE))
-    assert (found["sparsity"], found["bracket"], found["at_least"]) == (0.5, [0.5, 0.8], False)
+    assert (found["frontier"], found["bracket"], found["at_least"]) == (0.5, [0.5, 0.8], False)
     assert found["sentence"].endswith("; at 80.0% it is worse than dense.")
     assert [level["round"] for level in found["levels"]] == [1, 2]
-    found = told(judged(compact=(1.5, 1.01), **WORSE))  # what is cut less is no bound to it
-    assert (found["sparsity"], found["bracket"], found["at_least"]) == (0.8, [0.8, None], True)
-
-
-def test_else_the_most_compressed_that_matches_and_else_what_is_not_worse() -> None:
-    as_good = WORSE | {"thin_flops": (1.0, 1.0)}
-    summary = summed(judged(compact=(1.01, 1.02), **as_good))
-    assert headline(summary) == (
-        "Compress 0.8: A ticket at 80.0% sparsity matches dense on fid (less than 10% of the dense "
-        "mean worse), but so does thin-flops: train the thin network, no search is needed."
-    )
-    found = told(judged(compact=(1.01, 1.5), **as_good))
-    assert (found["matches_up_to"], found["bracket"]) == (0.5, [None, 0.8])
-    assert found["sentence"].endswith("needed; from 80.0% it is worse than dense.")
-    found = told(judged(compact=(1.5, 1.6), **WORSE))
+    found = told(
+        judged(compact=(1.5, 1.01), **WORSE)
+    )  # the sequence does not jump over a worse one
     assert (found["state"], found["bracket"]) == ("worse", [None, 0.5])
-    undecided = {"state": "undecided", "levels": [], "sentence": "S.", "reason": "noise"}
-    worse = {**undecided, "state": "worse"}
-    assert over_compress([worse, undecided])["state"] == "undecided"
-    assert over_compress([undecided]) == undecided
-    assert over_compress([]) == {}
 
 
-@pytest.mark.parametrize(
-    ("compact", "thin", "said"),
-    [
-        ((1.5, 1.6), (1.0, 1.0), "thin-flops (at 50.0% and 80.0%) does"),
-        ((1.5, 1.6), (1.5, 9.0), "thin-flops (at 50.0%) does"),
-        ((1.1, 1.1), (1.1, 1.1), "thin-flops (at 50.0% and 80.0%) does"),
-        ((1.3, 1.01), (1.2, 2.0), "thin-flops (at 50.0%) does"),
-        ((1.5, 1.6), (9.0, 9.0), ""),
-    ],
-    ids=["better", "equal once", "undecided", "beside a win", "worse"],
-)
-def test_a_thin_network_that_does_as_well_is_named_whatever_the_state(compact, thin, said) -> None:
-    sentence = told(judged(compact=compact, **WORSE | {"thin_flops": thin}))["sentence"]
-    ending = f" In the mean {said} as well or better: train the thin network."
-    assert sentence.endswith(ending if said else "no ticket wins.")
-    assert ("train the thin network" in sentence) == bool(said)
-
-
-def test_a_verdict_that_was_withdrawn_keeps_its_own_words() -> None:
-    arms = summed(judged(compact=(1.01, 1.02), **WORSE))["arms"]
-    gate = {"state": "undecided", "reason": "judge failed its gate", "sentence": "No verdict on"}
-    verdicts = [{**arms[arm_name(search)]["fid"], **gate} for search in (EARLY, MORE)]
-    assert over_compress(verdicts)["sentence"] == "No verdict on"
-
-
-def test_the_headline_names_no_compress_where_nothing_is_found() -> None:
+def test_the_headline_of_few_seeds_and_of_one_share() -> None:
     few = [r for r in judged(compact=(1.01, 1.02)) if r.seed < 2]
-    assert headline(summed(few)).startswith("Not enough runs for a verdict on fid: 2 training")
+    assert headline(summed(few)).startswith("Not enough runs for a verdict on FID: 2 training")
     alone = [r for r in judged(compact=(1.01, 1.02), **WORSE) if r.compress == 0.5]
-    assert headline(summed(alone)).startswith("A ticket at 50.0% sparsity, the sparsest level")
+    assert headline(summed(alone)).startswith(
+        "A ticket at 50.0% sparsity (compress 0.5), the sparsest"
+    )
 
 
 def test_the_terminal_names_searches_for_people_and_says_what_was_forced() -> None:
-    assert shown_name("early-bird/all/r0/fp32/c0.5") == "early-bird/all/fp32/c0.5"
+    assert shown_name(EARLY.name) == "early-bird/all/fp32"
     assert shown_name("imp/all/r10/fp32") == "imp/all/r10/fp32"
-    assert key_named("early-bird/all/r0/fp32/c0.5") == EARLY
-    assert key_named("early-bird/all/r0/fp32/cx") is None
-    names = [f"early-bird/all/r0/{end}" for end in ("fp32/c0.15", "bf16/c0.3", "fp32/c0.1")]
-    assert siblings(names[0], dict.fromkeys(names)) == [names[2], names[0]]
-    assert siblings("imp/all/r10/fp32", dict.fromkeys(names)) == ["imp/all/r10/fp32"]
     rows = judged(compact=(1.01, 1.5), **WORSE)
     summary = summed(rows) | {"early_bird": standin.watches(rows, forced=0.8)}
     lines = verdict_table(summary).splitlines()
-    assert lines[2].split()[:3] == ["early-bird/all/fp32/c0.5", "wins", "50.0%"]
-    assert lines[3].startswith("early-bird/all/fp32/c0.8  worse; cut forced in 1 of 3 seeds  -")
-    assert lines[-1].startswith("Compress 0.5: A ticket at 50.0% sparsity still wins on fid")
-    assert forced_text(summary, EARLY) == ""
-    assert forced_text({}, MORE) == ""
-    table = stability_of(
-        {arm_name(EARLY): {"dense": {"ratio": 1.0}}, "imp/x": {"dense": {}}}, "fid"
-    )
+    assert "wins; cut forced at 0.8 in 1 of 3 seeds  50.0%" in lines[2]
+    assert forced_text(summary, EARLY.name) == "cut forced at 0.8 in 1 of 3 seeds"
+    assert forced_text(summary, EARLY._replace(networks="generator").name) == ""
+    assert forced_text({}, EARLY.name) == ""
+    table = stability_of({EARLY.name: {"dense": {"ratio": 1.0}}, "imp/x": {"dense": {}}}, "fid")
     assert table is not None
-    assert [cells[0] for cells in table.rows] == ["early-bird/all/fp32/c0.5: compact / dense",
+    assert [cells[0] for cells in table.rows] == ["early-bird/all/fp32: compact / dense",
                                                   "imp/x: ticket / dense"]  # fmt: skip
 
 
@@ -513,9 +460,9 @@ def test_the_page_says_what_early_bird_is_about(run: Path, page: str) -> None:
     found = [
         "early-bird, imp 3 training seeds 2 levels of sparsity compress 0.5, 0.95 cut forced at "
         "0.95 rewound to step 10 pruned: all fp32, bf16",
-        "wins early-bird, fp32 Compress 0.5: A ticket at 67.0% sparsity still wins on fid",
+        "wins early-bird, fp32 A ticket at 67.0% sparsity (compress 0.5) wins on FID",
         "Forced: early-bird, compress 0.95, fp32 (seed 2); early-bird, compress 0.95, bf16 (seed",
-        "worse; cut forced in 1 of 3 seeds",
+        "wins; cut forced at 0.95 in 1 of 3 seeds",
         "67.0%, compress 0.5",
         "Quality against cost", "When the channels settled", "What could not be cut",
         "it makes the network's output", "Networks cut smaller do save",
@@ -559,16 +506,3 @@ def test_strings_of_watches_are_escaped(tmp_path: Path) -> None:
     assert "alert(1)</script>" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert 'id="savings"' not in page
-
-
-def test_three_levels_at_which_a_thin_network_is_as_good_are_listed_with_commas() -> None:
-    levels = [
-        {"sparsity": s, "controls": {name: {"gap_mean": gap} for name in ("thin-a", "thin-b")}}
-        for s, gap in ((0.5, -1.0), (0.8, 0.0), (0.9, -0.1), (0.95, 0.1))
-    ]
-    verdict = {"arm": "compact", "state": "worse", "levels": levels}
-    where = "(at 50.0%, 80.0% and 90.0%)"
-    assert _thin_is_as_good(verdict) == (
-        f" In the mean thin-a {where} and thin-b {where} do as well or better: train the thin "
-        "network."
-    )

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from tombola.metrics.levels import SearchKey
 from tombola.metrics.stability import stability
+from tombola.metrics.verdict.losses import SearchKey
 from tombola.runs.results import Row
 
-KEY = SearchKey("imp", "all", 10, "fp32", None)
+KEY = SearchKey("imp", "all", 10, "fp32")
 METRIC = "reconstruction_error"
 
 

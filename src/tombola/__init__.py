@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tombola.api import find, load_model
     from tombola.loops.attaching import attach, record
     from tombola.loops.drawing import draw
+    from tombola.report.judging import verdict
     from tombola.sparsity.compact import compact
     from tombola.sparsity.tickets import Ticket, load, save_ticket
     from tombola.tasks.base import Task, Turn
@@ -32,6 +33,7 @@ _PUBLIC = {
     "load_model": "tombola.api",
     "record": "tombola.loops.attaching",
     "save_ticket": "tombola.sparsity.tickets",
+    "verdict": "tombola.report.judging",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "load_model",
     "record",
     "save_ticket",
+    "verdict",
 ]
 
 

@@ -211,10 +211,35 @@ def do_verify(options: argparse.Namespace) -> int:
 def do_report(options: argparse.Namespace) -> int:
     """``tombola report``."""
     out = _run_directory(options.dir)
+    from tombola.report.judging import judge_again
     from tombola.report.page import write_report
 
+    margins = [text.partition("=") for text in options.margin]
+    for name, equals, value in margins:
+        if not (name and equals and value):
+            raise ConfigError(f"--margin got {name + equals + value!r}; write it as fcd=5%")
+    judge_again(out, {name: value for name, _, value in margins})
     path = str(write_report(out))
     return answer(options, {"report": path}, path)
+
+
+def do_verdict(options: argparse.Namespace) -> int:
+    """``tombola verdict``."""
+    from tombola.report.judging import verdict
+    from tombola.report.tables import bounds_table, verdict_table
+
+    margin = options.margin
+    found = verdict(
+        options.file,
+        metric=options.metric,
+        better=options.better,
+        margin=None if margin is None else values.parse_margin("--margin", margin),
+        dense=options.dense,
+        ticket=options.ticket,
+        controls=tuple(name.strip() for name in options.controls.split(",") if name.strip()),
+    )
+    text = f"{bounds_table(found)}\n\n{verdict_table(found)}"
+    return answer(options, found, text)
 
 
 def _run_directory(given: str) -> Path:

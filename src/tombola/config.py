@@ -16,7 +16,7 @@ from typing import Any
 from tombola.errors import ConfigError, unknown
 from tombola.limits import distinct, integer, number, one_of, some
 from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
-from tombola.values import coerce, decimal_fraction, parse_rewind
+from tombola.values import coerce, decimal_fraction, parse_margin, parse_rewind
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
@@ -268,11 +268,11 @@ class VerdictSection:
     """``verdict.*``: margins by kind of metric (reconstruction_error, elbo, fcd, ...)."""
 
     margins: Mapping[str, float] = field(default_factory=dict)
-    """A share of the dense mean, or absolute where the metric's margin is absolute."""
+    """A share of the dense mean (0.05 or 5%), or absolute where the metric's margin is absolute."""
 
     def __post_init__(self) -> None:
-        for name, value in self.margins.items():
-            number(f"verdict.{name}", value, low=0.0)
+        margins = {name: parse_margin(name, value) for name, value in self.margins.items()}
+        object.__setattr__(self, "margins", margins)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tombola.engine.output import whole_config
 from tombola.engine.search import Request, prepare
-from tombola.metrics.statistics import seeds_for_margin
+from tombola.metrics.rules import rule_of
+from tombola.metrics.verdict.planning import USUAL_DEVIATIONS, seeds_to_match
+from tombola.metrics.verdict.sentences import plan_text
+from tombola.metrics.verdict.sequence import Spread
 from tombola.recipes.cells import Plan
 from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, seconds_per_step
@@ -28,7 +34,12 @@ def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
     tables["run"] = {**dataclasses.asdict(asked)}
     few = [note] if (note := few_draws(setting)) else []
     estimates = _estimates(request, setting, plan)
-    return tables, [*_graph(request, setting, plan), *few, *estimates, *margins()]
+    return tables, [
+        *_graph(request, setting, plan),
+        *few,
+        *estimates,
+        seeds_line(request.out, setting),
+    ]
 
 
 def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
@@ -102,11 +113,25 @@ def disk(size: int) -> str:
     )
 
 
-def margins() -> list[str]:
-    """How many seeds a margin needs: what they vary by is known only once some are there."""
-    lines = ["seeds needed to decide a margin, by the seeds' standard deviation:"]
-    lines += [
-        f"  sd = {share:g} of the margin: {seeds_for_margin(share, 1.0)} seeds"
-        for share in (0.2, 0.5, 1.0)
-    ]
-    return lines
+def seeds_line(out: Path, setting: Setting | None) -> str:
+    """How many seeds would show a match at 80% power: by the runs that are there, else as usual.
+
+    ``setting``: None where the training is the user's own, and what it measures is not known.
+    """
+    try:
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        planning = summary["verdicts"][summary["primary"]]["planning"]
+        return f"seeds: {plan_text(planning)} (at 80% power, by the spread of the runs here)"
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    family = setting.task.family if setting else ""
+    metric = "reconstruction_error" if family == "autoencoder" else "fcd"
+    rule = rule_of(metric, setting.config.verdict.margins if setting else None)
+    deviation = USUAL_DEVIATIONS.get(family, USUAL_DEVIATIONS["gan"])
+    assert rule is not None
+    needed = seeds_to_match(math.log1p(rule.margin), 0.0, Spread(deviation**2, 1, 1.0))
+    return (
+        f"seeds: {needed} would show a match within {100 * rule.margin:g}% at 80% power if there "
+        f"is no loss, at a deviation of {deviation:g} of the log over seeds (as usual: nothing was "
+        "trained here yet)"
+    )

@@ -13,7 +13,7 @@ import torch
 
 from tombola.config import Config
 from tombola.data.checks import check_source
-from tombola.dry_run import disk, disk_bytes, margins, work
+from tombola.dry_run import disk, disk_bytes, seeds_line, work
 from tombola.engine import transferring
 from tombola.engine.search import Progress, Result, default_out
 from tombola.engine.transferring import TransferRequest
@@ -233,4 +233,4 @@ def describe(request: TransferRequest) -> tuple[dict[str, dict[str, Any]], list[
         )
     notes.append(f"{main.workers} workers: about {total / main.workers / 60:.3g} minutes, "
                  "judging apart")  # fmt: skip
-    return tables, [*notes, disk(size), *margins()]
+    return tables, [*notes, disk(size), seeds_line(request.out, main)]

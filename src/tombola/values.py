@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -136,6 +137,20 @@ def parse_rewind(text: str) -> tuple[float, str]:
             "2ep, or 0it for the initial weights"
         )
     return value, unit
+
+
+def parse_margin(name: str, value: Any) -> float:
+    """``2%`` or 0.02 -> 0.02; ConfigError for what is no positive number."""
+    number = math.nan
+    if isinstance(value, str):
+        text = value.strip()
+        with contextlib.suppress(ValueError):
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+    if not 0 < number < math.inf:
+        raise ConfigError(f"margin {name} = {value!r}; give a positive number, such as 0.05 or 5%")
+    return number
 
 
 def decimal_fraction(name: str, text: str) -> Decimal:

@@ -96,6 +96,14 @@ def read_earlier(out: Path) -> dict[str, Any] | None:
     return earlier
 
 
+def first_margins(out: Path, earlier: Told | None) -> dict[str, Any]:
+    """The margins that a folder's results were first judged by; empty where there are none yet."""
+    if earlier is None or not (out / "results.csv").exists():
+        return {}
+    kept = earlier["resolved"]
+    return dict(kept.get("margins_first") or kept.get("margins") or {})
+
+
 def inherit(config: Config, earlier: Told | None) -> Config:
     """What the machine decided in the first call (device, threads) stays unless asked otherwise."""
     if earlier is None:
@@ -137,7 +145,6 @@ def refuse_changes(earlier: Told, now: Told, out: Path) -> None:
         *_command(earlier, now),
         *_values(earlier, now),
         *_routes(earlier, now),
-        *_margins(earlier, now),
     ]
     if earlier["resolved"]["data_sha256"] != now["resolved"]["data_sha256"]:
         differences.append("the images of the data source")
@@ -155,21 +162,14 @@ def _command(earlier: Told, now: Told) -> Iterator[str]:
         yield f"the kind of command {before!r} -> {after!r}"
 
 
-def _margins(earlier: Told, now: Told) -> Iterator[str]:
-    """Margins that are fixed and were others; those of the config are told with its values."""
-    asked = now["config"]["verdict"]
-    before, after = (told["resolved"].get("margins") or {} for told in (earlier, now))
-    for name in before.keys() & after.keys() - asked.keys():
-        if before[name] != after[name]:
-            yield f"the margin of {name} {before[name]['margin']!r} -> {after[name]['margin']!r}"
-
-
 def _values(earlier: Told, now: Told) -> Iterator[str]:
     """The values of the config that may not differ so."""
     defaults = Config().tables()
     dense = earlier["resolved"].get("recipe") == DENSE
     for section, table in now["config"].items():
         before = earlier["config"].get(section, {})
+        if section == "verdict":  # a margin is judgement, not training: it may change, and is said
+            continue
         if section != "task":
             # What an older version did not know was as it is now by default.
             before = {**defaults[section], **before}

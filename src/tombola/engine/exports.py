@@ -12,7 +12,7 @@ from tombola.engine.handed_out import clear
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import Output, task_name, whole_config
 from tombola.engine.surroundings import versions
-from tombola.metrics.statistics import OWN_ARMS, arm_name, search_key
+from tombola.metrics.verdict.losses import OWN_ARMS, search_key, search_name
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
 from tombola.runs.store import write_atomic, write_log
@@ -147,8 +147,8 @@ class Exports:
     def _best_round(self, arm: Arm, summary: Mapping[str, Any]) -> int:
         """The round of the ticket's sparsity by the primary metric; without a winner the first."""
         key = next((search_key(row) for row in self.rows_of(arm)), None)
-        verdict = (summary["arms"].get(arm_name(key), {}) if key else {}).get(summary["primary"])
-        wanted = verdict and (verdict["sparsity"] or verdict["matches_up_to"])
+        verdict = (summary["arms"].get(search_name(key), {}) if key else {}).get(summary["primary"])
+        wanted = verdict and verdict["frontier"]
         own = [c for c in tickets(self.tables.plan) if c.arm == arm]
         rounds = {self.tables.key(c)["sparsity"]: c.round for c in own}
         first = min(rounds.values(), default=0)

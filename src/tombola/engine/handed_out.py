@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tombola.config import CONTROLS, METHODS, PRECISIONS
-from tombola.metrics.statistics import OWN_ARMS
+from tombola.metrics.verdict.losses import OWN_ARMS
 from tombola.recipes.cells import Cell
 from tombola.runs.transfers import TRANSFERRED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,11 @@ from tombola.engine.handed_out import name_of, size_of
 from tombola.engine.spending import behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
-from tombola.metrics.rules import fixed_margins
-from tombola.metrics.sentences import sentence
+from tombola.metrics.rules import changed_margins, fixed_margins
 from tombola.metrics.stability import stability
-from tombola.metrics.statistics import (
-    OWN_ARMS,
-    SearchKey,
-    arm_name,
-    metric_kind,
-    search_key,
-    summarise,
-    withhold_levels,
-)
+from tombola.metrics.verdict.decide import Evidence, summarise
+from tombola.metrics.verdict.evidence import failed_gates, larger_than_cut
+from tombola.metrics.verdict.losses import OWN_ARMS, search_name, searches_in
 from tombola.recipes.cells import Arm, Cell, Plan, sampled_anew, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Work, task_options
@@ -32,9 +25,6 @@ from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, finite, write_json
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
-
-COMPARISONS = ("fcd", "kcd", "cs", "precision", "recall", "density", "coverage")
-"""Kinds of metrics in which a judge compares samples with reals."""
 
 
 def task_name(setting: Setting) -> str:
@@ -86,11 +76,18 @@ def resolved(setting: Setting, command: str, recipe: str) -> dict[str, Any]:
             "judge": dict(setting.judge) if setting.judge else None,
             "classifier": dict(setting.classifier) if setting.classifier else None,
             "watched": [list(shares) for shares in setting.watched],
-            "margins": fixed_margins(setting.config.verdict.margins),
+            **_margins(setting),
         },
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _margins(setting: Setting) -> dict[str, Any]:
+    """The margins of every metric, and those that were first there where they are others."""
+    now = fixed_margins(setting.config.verdict.margins)
+    first = setting.margins_first
+    return {"margins": now, **({"margins_first": first} if changed_margins(first, now) else {})}
 
 
 class Output:
@@ -217,16 +214,8 @@ class Output:
         self, rows: list[Row], costs: list[CostRow], runs: Mapping[str, int]
     ) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
-        config = self.setting.config
-        searches = list(dict.fromkeys(search_key(row) for row in rows if row.arm in OWN_ARMS))
-        verdicts = summarise(
-            rows,
-            controls={m: config.search.controls_of(m) for m in config.search.method},
-            margins=dict(config.verdict.margins),
-            searches=searches,
-        )
-        self._compare_sizes(verdicts, costs)
-        self._gate(verdicts)
+        evidence = self.evidence(costs)
+        verdicts = summarise(rows, evidence=evidence)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         return {
             **verdicts,
@@ -237,58 +226,26 @@ class Output:
             ),
             "collapsed": dict(self._collapsed()),
             "convergence": self._convergence(verdicts["primary"]),
-            "stability": self._stability(verdicts["primary"], rows, searches),
+            "stability": self._stability(verdicts["primary"], rows),
             "early_bird": watched(self.plan, self.record, self.arm_label),
-            "sampling_sd": self._sampling_sd(),
+            "sampling_sd": dict(evidence.sampling_sd),
             "floor": self.record(self.plan.floor)["values"] if self.plan.floor else {},
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
         }
 
-    def _compare_sizes(self, verdicts: Mapping[str, Any], costs: list[CostRow]) -> None:
-        """Where thin-parameters has more parameters than what was cut, say how many times as many.
-
-        As ``times_as_large`` of that control, of the means over seeds; the sentence heeds it.
-        """
-        sizes: dict[tuple[str, str], list[int]] = {}
-        for cost in costs:
-            key = SearchKey(*(getattr(cost, name) for name in SearchKey._fields))
-            sizes.setdefault((arm_name(key), cost.arm), []).append(cost.parameters or 0)
-        for name, arm in verdicts["arms"].items():
-            cut, thin = (sizes.get((name, kind)) for kind in ("compact", "thin-parameters"))
-            if not cut or not thin or statistics.fmean(thin) <= statistics.fmean(cut):
-                continue
-            times = statistics.fmean(thin) / statistics.fmean(cut)
-            for verdict in arm.values():
-                for place in (verdict, *verdict["levels"]):
-                    if "thin-parameters" in place["controls"]:
-                        place["controls"]["thin-parameters"]["times_as_large"] = times
-                verdict["sentence"] = sentence(verdict)
-
-    def _gate(self, verdicts: Mapping[str, Any]) -> None:
-        """A classifier that failed its gate gives curves, but no verdict."""
-        why: dict[str, str] = {}
-        for spec, kinds in (
-            (self.setting.classifier, ("accuracy",)),
-            (self.setting.judge, COMPARISONS),
-        ):
-            gate = (self._network_behind(spec) or {}).get("gate")
-            if gate is not None and not gate["passed"]:
-                why |= dict.fromkeys(kinds, "; ".join(gate["reasons"]))
-        for arm in verdicts["arms"].values():
-            for metric, verdict in arm.items():
-                reasons = why.get(metric_kind(metric))
-                if reasons is not None:
-                    text = f"No verdict on {metric}: its judge failed its gate ({reasons})."
-                    withhold_levels(verdict.get("levels", ()))
-                    verdict |= {
-                        **dict.fromkeys(("sparsity", "matches_up_to")),
-                        "state": "undecided",
-                        "reason": "judge failed its gate",
-                        "bracket": [None, None],
-                        "at_least": False,
-                        "sentence": text,
-                    }
+    def evidence(self, costs: Iterable[CostRow] = ()) -> Evidence:
+        """What the verdicts must know besides the rows."""
+        networks = (self.setting.judge, self.setting.classifier)
+        return Evidence(
+            margins=dict(self.setting.config.verdict.margins),
+            changed=changed_margins(
+                self.setting.margins_first, fixed_margins(self.setting.config.verdict.margins)
+            ),
+            gates=failed_gates(*map(self._network_behind, networks)),
+            sizes=larger_than_cut(costs),
+            sampling_sd=self._sampling_sd(),
+        )
 
     def once(self, costs: list[CostRow]) -> list[CostRow]:
         """Cost rows with each training counted once, however many arms share it."""
@@ -327,16 +284,14 @@ class Output:
                 changes.setdefault(label, []).append((path[-1] - path[0]) / abs(path[0]))
         return {label: statistics.fmean(values) for label, values in changes.items()}
 
-    def _stability(
-        self, primary: str | None, rows: list[Row], searches: list[SearchKey]
-    ) -> dict[str, dict[str, Any]]:
+    def _stability(self, primary: str | None, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """How much the ticket varies over seeds against dense and each control, by search."""
         if primary is None:
             return {}
         asked = self.setting.config.search.controls_of
         found = {
-            arm_name(key): stability(rows, primary, key, ("dense", *asked(key.method)))
-            for key in searches
+            search_name(key): stability(rows, primary, key, ("dense", *asked(key.method)))
+            for key in searches_in(rows)
         }
         return {name: arms for name, arms in found.items() if arms}
 

@@ -12,7 +12,13 @@ from typing import Any
 from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.engine import local_pool
-from tombola.engine.earlier import inherit, read_earlier, refuse_changes, watched_groups
+from tombola.engine.earlier import (
+    first_margins,
+    inherit,
+    read_earlier,
+    refuse_changes,
+    watched_groups,
+)
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.rejudging import stand_ins
@@ -93,7 +99,11 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
     earlier = read_earlier(request.out)
     config = inherit(request.config, earlier)
     setting = resolve(config, request.data_dir, request.chains)
-    setting = dataclasses.replace(setting, watched=watched_groups(config, earlier))
+    setting = dataclasses.replace(
+        setting,
+        watched=watched_groups(config, earlier),
+        margins_first=first_margins(request.out, earlier),
+    )
     if earlier is not None:
         refuse_changes(earlier, told(request, setting), request.out)
     plan = request.planner(setting)

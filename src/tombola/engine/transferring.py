@@ -103,10 +103,7 @@ class _TaskOutput(Output):
 
     def transfer(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The verdicts of one transfer into this task; none by a judge that failed its gate."""
-        margins = dict(self.setting.config.verdict.margins)
-        found = transfer_verdicts(rows, as_ticket(rows), margins)
-        self._gate({"arms": {"": found["metrics"]}})
-        return found
+        return transfer_verdicts(rows, as_ticket(rows), self.evidence())
 
 
 def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:

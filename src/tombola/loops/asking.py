@@ -119,18 +119,19 @@ def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 def _estimates(book: Book, whole: Sequence[Round], left: int) -> list[str]:
     """Time and disk, by the trainings that are there, and what a margin needs."""
-    from tombola.dry_run import disk, disk_bytes, margins  # torch, not needed to be refused
+    from tombola.dry_run import disk, disk_bytes, seeds_line  # torch, not needed to be refused
 
     seconds = [made.seconds + (made.eval_seconds or 0.0) for made in whole if not made.not_run]
     lines = ["work: MACs are not known, as the script trains in its own way"]
     if not seconds:
         unknown = "not known before the first training; ask again when it is there"
         return [*lines, f"left: {left} trainings, one after another; time and disk are {unknown}",
-                *margins()]  # fmt: skip
+                seeds_line(book.out, None)]  # fmt: skip
     each = sum(seconds) / len(seconds)
     size = disk_bytes(sum(book.facts.parameters.values()), left)
     told = f"left: {left} trainings, one after another: about {left * each / 60:.3g} minutes"
-    return [*lines, f"{told}, by the {each:.3g} s of those that are there", disk(size), *margins()]
+    told += f", by the {each:.3g} s of those that are there"
+    return [*lines, told, disk(size), seeds_line(book.out, None)]
 
 
 def command_of(words: Sequence[str], seed: int = 0) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from tombola.engine.surroundings import git_commit, versions
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
 from tombola.metrics.rules import Rule, fixed_margins, register_rule
-from tombola.metrics.statistics import OWN_ARMS, search_key, summarise
+from tombola.metrics.verdict.decide import summarise
 from tombola.report.page import write_report
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import write_atomic, write_json, write_log
@@ -174,12 +174,7 @@ class _Folder:
 
     def _summary(self, runs: Mapping[str, int]) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
-        own = [row for row in self.rows if row.arm in OWN_ARMS]
-        verdicts = summarise(
-            self.rows,
-            controls=self.book.facts.controls,
-            searches=list(dict.fromkeys(search_key(row) for row in own)),
-        )
+        verdicts = summarise(self.rows)
         trained = [made for made in self.rounds if not made.not_run]
         return {
             **verdicts,
@@ -259,7 +254,7 @@ class _Folder:
     def _best_round(self, summary: Mapping[str, Any]) -> int:
         """The round of the ticket's sparsity by the primary metric; without a winner the first."""
         found = summary["verdicts"].get(summary["primary"], {})
-        wanted = found.get("sparsity") or found.get("matches_up_to")
+        wanted = found.get("frontier")
         levels = range(1, len(self.book.facts.levels) + 1)
         own = {self.book.facts.sparsities(level)[0]: level for level in levels}
         return own.get(wanted, 1) if wanted else 1

@@ -1,4 +1,4 @@
-"""How sure a number over training seeds is: t intervals, one-sided tests, Holm, and power.
+"""How sure is a number over training seeds? t intervals, one-sided tests, Holm.
 
 NumPy and scipy.special only: the report asks without torch, and scipy.stats is slow to import.
 """
@@ -12,16 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from tombola.errors import ConfigError
-
 ALPHA_BOUND = 0.05
 """Each bound of the loss against dense is one-sided at this level (95%)."""
-ALPHA_CONTROL = 0.025
-"""A control is worse than the ticket if its adjusted one-sided p is below this."""
-POWER = 0.8
-LEAST_SEEDS = 3
-"""With fewer training seeds there is no verdict."""
-MOST_SEEDS = 100_000
 
 
 class Interval(NamedTuple):
@@ -111,51 +103,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         adjusted[index] = highest
     return adjusted
-
-
-def decidable_factor(seeds: int) -> float:
-    """Smallest difference decided at 80% power, in seed standard deviations (2 seeds or more).
-
-    The one-sided paired t test at 0.025 over n seeds, where pairing buys nothing ("unpaired"): the
-    difference of two runs has the deviation sqrt(2) sd. The factor is f = nc sqrt(2 / n), where nc
-    solves P(T' <= t(0.975, n - 1)) = 0.2 for the noncentral T'(n - 1, nc): 4.62 with 3 seeds, 2.38
-    with 5, 1.41 with 10. Source: Julious 2004, "Sample sizes for clinical trials with normal data",
-    Stat. Med. 23, 1921-1986.
-    """
-    critical = special.stdtrit(seeds - 1, 1 - ALPHA_CONTROL)
-    noncentrality = float(special.nctdtrinc(seeds - 1, 1 - POWER, critical))
-    return noncentrality * math.sqrt(2 / seeds)
-
-
-def decidable_margin(values: Sequence[float]) -> float:
-    """Smallest margin that these seeds can decide at 80% power, in the unit of the values.
-
-    ``values`` are those of one arm (dense), one a seed; nan for fewer than two.
-    """
-    finite = [v for v in values if math.isfinite(v)]
-    return decidable_factor(len(finite)) * deviation(finite) if len(finite) >= 2 else math.nan
-
-
-def seeds_for_margin(sd: float, margin: float) -> int:
-    """How many training seeds (3 or more) decide ``margin`` at 80% power, given the seed ``sd``.
-
-    Both in one unit (or both as shares of the dense mean). ConfigError for a margin that is not
-    positive, an sd that is negative or not finite, or a margin beyond 100,000 seeds.
-    """
-    if not (margin > 0 and math.isfinite(margin)):
-        raise ConfigError(f"a margin of {margin} cannot be decided; give a positive number")
-    if not (sd >= 0 and math.isfinite(sd)):
-        raise ConfigError(f"a seed deviation of {sd} is no deviation; give a number of 0 or more")
-    low, high = LEAST_SEEDS - 1, MOST_SEEDS  # low is one too few, high is enough
-    if decidable_factor(high) * sd > margin:
-        raise ConfigError(
-            f"a margin of {margin:.3g} at a seed deviation of {sd:.3g} needs more than "
-            f"{MOST_SEEDS:,} seeds; widen the margin"
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        if decidable_factor(middle) * sd <= margin:
-            high = middle
-        else:
-            low = middle
-    return high

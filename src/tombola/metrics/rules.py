@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tombola.errors import ConfigError, unknown
+from tombola.values import parse_margin
 
 CURVE_ONLY = (
     "discriminator_loss",
@@ -60,6 +60,27 @@ def metric_kind(metric: str) -> str:
     return named[1] if named else metric
 
 
+_WORDS = {
+    "elbo": "ELBO",
+    "fid": "FID",
+    "kid": "KID",
+    "is": "inception score",
+    "fcd": "Frechet classifier distance",
+    "kcd": "kernel classifier distance",
+    "cs": "classifier score",
+    "kl": "KL divergence",
+    "accuracy": "downstream accuracy",
+    "confident": "share of clear samples",
+    "early_stopping_step": "early-stopping step",
+}
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name in words, without the hash of its judge: for sentences."""
+    kind = metric_kind(metric)
+    return _WORDS.get(kind, kind.replace("_", " "))
+
+
 def by_importance(metric: str) -> tuple[int, str]:
     """Sort key: the metric that decides a search first, then by name."""
     kind = metric_kind(metric)
@@ -81,6 +102,21 @@ def fixed_margins(margins: Mapping[str, float] | None = None) -> dict[str, dict[
     }
 
 
+def changed_margins(
+    first: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Kind of metric -> ``from 10% to 2%`` where its margin is another than the first one."""
+
+    def words(rule: Mapping[str, Any]) -> str:
+        return f"{100 * rule['margin']:g}%" if rule.get("share") else f"{rule['margin']:g}"
+
+    return {
+        name: f"from {words(first[name])} to {words(rule)}"
+        for name, rule in now.items()
+        if name in first and rule["margin"] != first[name]["margin"]
+    }
+
+
 def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | None:
     """The rule of a metric, its margin overridden by kind or name; None if it is curve only.
 
@@ -90,12 +126,10 @@ def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | N
     for name, margin in (margins or {}).items():
         if metric_kind(name) not in _RULES:
             raise unknown("metric with a margin", name, _RULES)
-        number = isinstance(margin, int | float) and not isinstance(margin, bool)
-        if not (number and margin > 0 and math.isfinite(margin)):
-            raise ConfigError(f"margin {name} = {margin!r}; give a positive number")
+        parse_margin(name, margin)
     kind = metric_kind(metric)
     rule = _RULES.get(kind)
     if rule is None or not margins:
         return rule
     margin = margins.get(metric, margins.get(kind, rule.margin))
-    return Rule(rule.better, margin, rule.share)
+    return Rule(rule.better, parse_margin(metric, margin), rule.share)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tombola.metrics.levels import Losses, Measurement, SearchKey, gather, own_arm
+from tombola.metrics.rules import rule_of
+from tombola.metrics.verdict.losses import Losses, Measurement, SearchKey, gather, own_arm
 
 LEAST_SEEDS = 10
 """With fewer seeds a ratio of deviations is undecided, whatever its interval."""
@@ -30,7 +31,10 @@ def stability(
     95% of 2,000 draws of seeds with replacement. States: *more stable*, *less stable*, *undecided*
     (also with fewer than ten seeds). Arms without three common seeds or a deviation are left out.
     """
-    losses = gather(rows, metric, key)
+    rule = rule_of(metric)
+    if rule is None:
+        return {}
+    losses = gather(rows, metric, key, rule, raw=True)
     found = {}
     for arm in arms:
         tables = _common(losses, own_arm(key), arm)
@@ -58,23 +62,21 @@ def stability(
 
 def _common(losses: Losses, own: str, arm: str) -> tuple[Array, Array] | None:
     """Values (levels, seeds) of the ticket and of an arm, on the seeds that are whole in both."""
-    tickets = losses.arms.get(own, {})
-    others = {0: losses.dense} if arm == "dense" else losses.arms.get(arm, {})
-    levels = sorted(tickets) if arm == "dense" else sorted(set(tickets) & set(others))
-    if not levels or not others:
-        return None
-    tables = [tickets[level] for level in levels]
-    against = list(others.values()) if arm == "dense" else [others[level] for level in levels]
+    levels = [lv for lv in losses.levels if arm == "dense" or losses.at(arm, lv)]
+    tables = [losses.first_at(own, level) for level in levels]
+    against = [losses.dense if arm == "dense" else losses.first_at(arm, lv) for lv in levels]
     seeds = sorted(
         seed
         for seed in losses.dense
         if all(math.isfinite(table.get(seed, math.inf)) for table in (*tables, *against))
     )
-    if len(seeds) < 3:
+    if not levels or len(seeds) < 3:
         return None
     return (
         np.array([[table[seed] for seed in seeds] for table in tables]),
-        np.array([[table[seed] for seed in seeds] for table in against]),
+        np.array(
+            [[table[seed] for seed in seeds] for table in against[: 1 if arm == "dense" else None]]
+        ),
     )
 
 

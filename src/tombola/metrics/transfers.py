@@ -4,12 +4,12 @@ Per level, d is the loss of the transferred ticket less that of the own ticket o
 positive = worse. Two one-sided t tests at 5% (Schuirmann 1987), which is to say a 90% t interval of
 the mean of d: *equal* if it lies inside +- the margin, *transferred worse* if all of it lies beyond
 the margin, *transferred better* if all of it lies below minus the margin, else *undecided*. Over
-levels the same is asked of each seed's mean of d. The margin is the metric's, as in
-``statistics.py``. Fewer than three seeds: *not enough runs*.
+levels the same is asked of each seed's mean of d. The margin is the metric's. Fewer than three
+seeds: *not enough runs*.
 
 A transferred ticket that diverged is worse than any margin, an own ticket that diverged makes it
-better; a seed in which both did is left out. Whether the transferred ticket beats its mask shuffled
-and the own mask with weights drawn anew is asked as of any ticket (``statistics.verdict``).
+better; a seed in which both did is left out. Whether the transferred ticket matches dense and beats
+its mask shuffled and the own mask with weights drawn anew is asked as of any ticket (``verdict``).
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tombola.metrics.intervals import LEAST_SEEDS, bounds, p_positive
-from tombola.metrics.levels import (
+from tombola.metrics.intervals import bounds, p_positive
+from tombola.metrics.rules import metric_kind, metric_words
+from tombola.metrics.verdict.decide import Evidence, choose_primary, decide
+from tombola.metrics.verdict.losses import (
     Losses,
     Measurement,
     SearchKey,
+    default_controls,
     gather,
-    needed_of,
     number_or_none,
     search_key,
 )
-from tombola.metrics.rules import PRIMARY_ORDER, metric_kind, rule_of
-from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import verdict
+from tombola.metrics.verdict.sentences import percent
+from tombola.metrics.verdict.sequence import LEAST_SEEDS
 
 EQUAL, WORSE, BETTER = "equal", "transferred worse", "transferred better"
 
@@ -38,20 +39,21 @@ EQUAL, WORSE, BETTER = "equal", "transferred worse", "transferred better"
 def transfer_verdicts(
     rows: Sequence[Measurement],
     as_ticket: Sequence[Measurement],
-    margins: Mapping[str, float] | None = None,
+    evidence: Evidence | None = None,
 ) -> dict[str, Any]:
     """{"primary": metric, "metrics": {metric: verdict}} of one transfer, JSON-ready.
 
     ``rows``: dense, own ``ticket`` and ``transferred``, as of one search; ``as_ticket``: the
-    transferred ticket and its controls under the names of a ticket's own.
+    transferred ticket and its controls under the names of a ticket's own. None is given in a metric
+    whose judge failed its gate.
     """
+    evidence = evidence or Evidence()
     key = next((search_key(row) for row in rows if row.arm != "dense"), None)
     if key is None:
         return {"primary": None, "metrics": {}}
-    names = sorted({row.metric for row in rows if rule_of(row.metric)})
-    found = {name: transfer_verdict(rows, as_ticket, name, key, margins) for name in names}
-    ranked = sorted(found, key=_rank)
-    return {"primary": ranked[0] if ranked else None, "metrics": found}
+    names = sorted({row.metric for row in rows if evidence.rule(row.metric)})
+    found = {name: transfer_verdict(rows, as_ticket, name, key, evidence) for name in names}
+    return {"primary": choose_primary(found), "metrics": found}
 
 
 def transfer_verdict(
@@ -59,27 +61,29 @@ def transfer_verdict(
     as_ticket: Sequence[Measurement],
     metric: str,
     key: SearchKey,
-    margins: Mapping[str, float] | None = None,
+    evidence: Evidence,
 ) -> dict[str, Any]:
     """One metric of one transfer: over levels, by level, and the ticket's own verdict there."""
-    rule = rule_of(metric, margins)
+    rule = evidence.rule(metric)
     assert rule is not None
-    losses = gather(rows, metric, key)
+    losses = gather(rows, metric, key, rule, raw=True)
     measured = any(row.arm == "ticket" for row in rows)
-    dense = list(losses.dense.values())
-    mean = math.fsum(dense) / len(dense) if dense else math.nan
-    margin = rule.margin * abs(mean) if rule.share else rule.margin
-    asked = [n for n in needed_of("ticket") if any(row.arm == n for row in as_ticket)]
-    against = verdict(as_ticket, metric, controls=asked, margin=rule.margin, search=key)
+    margin = losses.width
+    against = decide(as_ticket, metric, search=key, evidence=evidence)
     levels = [
         {
-            **{key: level[key] for key in ("round", "sparsity", "sparsity_all", "controls")},
+            **{key: level[key] for key in ("round", "sparsity", "sparsity_all")},
             "against_dense": level["state"],
             **_level(losses, level["round"], margin, measured),
         }
         for level in against["levels"]
     ]
-    over = _state(list(_over(losses, levels).values()), margin) if measured else {"state": None}
+    over: dict[str, Any] = {"state": None}
+    if measured:
+        over = _state(list(_over(losses, levels).values()), margin)
+    gate = evidence.gates.get(metric_kind(metric))
+    if gate is not None and measured:
+        over["state"] = "undecided"
     result = {
         "metric": metric,
         "better": rule.better,
@@ -88,24 +92,26 @@ def transfer_verdict(
         **over,
         "levels": levels,
         "beats": {
-            name: [sum(level["controls"][name]["worse"] for level in levels), len(levels)]
-            for name in asked
+            name: against["controls"].get(name, {}).get("state", "not asked")
+            for name in default_controls("ticket")
         },
         "as_ticket": against,
     }
-    result["sentence"] = _sentence(result)
+    words = metric_words(metric)
+    result["sentence"] = (
+        _sentence(result)
+        if gate is None
+        else f"No verdict on {words}: its judge failed its gate ({gate})."
+    )
     return result
-
-
-def _rank(metric: str) -> tuple[int, str]:
-    kind = metric_kind(metric)
-    place = PRIMARY_ORDER.index(kind) if kind in PRIMARY_ORDER else len(PRIMARY_ORDER)
-    return place, metric
 
 
 def _differences(losses: Losses, number: int) -> dict[int, float]:
     """Seed -> loss of the transferred ticket less that of the own; nan where both diverged."""
-    own, other = losses.at("ticket", number), losses.at("transferred", number)
+    place = next((level for level in losses.levels if level.round == number), None)
+    if place is None:
+        return {}
+    own, other = losses.first_at("ticket", place), losses.first_at("transferred", place)
     return {
         seed: math.nan if math.isinf(own[seed]) and math.isinf(value) else value - own[seed]
         for seed, value in sorted(other.items())
@@ -161,17 +167,14 @@ def _sentence(found: Mapping[str, Any]) -> str:
     """One verdict in words; names as they came."""
     if found["state"] is None:  # nothing of its own to be held against
         return str(found["as_ticket"]["sentence"])
-    metric, levels = str(found["metric"]).replace("_", " "), found["levels"]
+    metric = metric_words(str(found["metric"]))
     words = [_over_words(found, metric)]
     called = {"reinit": "the own mask with new weights", "shuffle": "its mask shuffled"}
-    beats = [
-        f"{called[name]} at {won} of {_counted(of)}" for name, (won, of) in found["beats"].items()
-    ]
-    if beats:
-        words.append(f"The transferred ticket beats {' and '.join(beats)}.")
-    matching = [level["sparsity"] for level in levels if level["against_dense"] == "matches"]
-    if matching:
-        words.append(f"It matches dense at {percent(matching[-1])} sparsity.")
+    beaten = [called[name] for name, state in found["beats"].items() if state == "worse"]
+    edge = found["as_ticket"]["frontier"]
+    if edge is not None:
+        proof = f", and is better there than {' and '.join(beaten)}" if beaten else ""
+        words.append(f"The transferred ticket matches dense up to {percent(edge)} sparsity{proof}.")
     return " ".join(words)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class Setting:
     """The same of the network that says what images are of; None without labels, or not asked."""
     watched: tuple[tuple[str, ...], ...] = ()
     """Shares of channels that early-bird seeks in one training each, as they came to the folder."""
+
+    margins_first: Mapping[str, Any] = field(default_factory=dict)
+    """The margins that the folder's results were first judged by; empty = those of the config."""
 
     def watched_with(self, compress: str) -> tuple[str, ...]:
         """The shares that are sought in the same training as one of them, itself included."""

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import label_of
+from tombola.metrics.verdict.sentences import percent
+from tombola.report.curves import Drawn, label_of
 from tombola.report.families import watched_of
 from tombola.report.tables import NONE, Table
 
@@ -48,7 +47,7 @@ class Seed:
 class Watched:
     """The watches of one search, over its seeds."""
 
-    search: SearchKey
+    search: Drawn
     rule: str
     settle: str
     delta: float
@@ -72,13 +71,13 @@ class Watched:
         return [seed for seed in self.seeds if seed.forced]
 
 
-def watched_in(summary: Mapping[str, Any], searches: Iterable[SearchKey]) -> list[Watched]:
+def watched_in(summary: Mapping[str, Any], searches: Iterable[Drawn]) -> list[Watched]:
     """What summary.json tells of the watches, one a search of channels; empty without any."""
     found = ((search, watched_of(summary, search)) for search in searches)
     return [_watched(search, told) for search, told in found if told.get("seeds")]
 
 
-def _watched(search: SearchKey, told: Mapping[str, Any]) -> Watched:
+def _watched(search: Drawn, told: Mapping[str, Any]) -> Watched:
     return Watched(
         search=search,
         rule=str(told.get("rule", "")),
@@ -167,7 +166,7 @@ def rule_words(watched: Watched) -> list[str]:
     return [word for word in words if word]
 
 
-def forced_words(found: Iterable[Watched], searches: Sequence[SearchKey]) -> str:
+def forced_words(found: Iterable[Watched], searches: Sequence[Drawn]) -> str:
     """What is to be read before the verdict where channels were cut by force; empty for none."""
     moving: list[tuple[Watched, list[Seed]]] = []
     unjudged: list[tuple[Watched, list[Seed]]] = []
@@ -195,7 +194,7 @@ def forced_words(found: Iterable[Watched], searches: Sequence[SearchKey]) -> str
     return " ".join(words)
 
 
-def _named(found: Iterable[tuple[Watched, list[Seed]]], searches: Sequence[SearchKey]) -> str:
+def _named(found: Iterable[tuple[Watched, list[Seed]]], searches: Sequence[Drawn]) -> str:
     """The searches and their seeds, in words."""
     return "; ".join(
         f"{label_of(watched.search, searches) or 'early-bird'} "

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import DENSE, arm_order, key_of, label_of, level_of
+from tombola.report.curves import DENSE, Drawn, arm_order, key_of, label_of, level_of
 from tombola.report.tables import NONE, Table, mean_of, number
 from tombola.runs.results import CostRow
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
-def costs_of(costs: Sequence[CostRow], searches: Sequence[SearchKey], focus: int) -> Table | None:
+def costs_of(costs: Sequence[CostRow], searches: Sequence[Drawn], focus: int) -> Table | None:
     """What an arm costs at one level, a mean over seeds: its training, and the search for it."""
     groups: dict[tuple[str, str], dict[int, CostRow]] = {}
     place: dict[tuple[str, str], tuple[object, ...]] = {}

@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from tombola.metrics.levels import belongs
-from tombola.metrics.statistics import SearchKey, interval, searches_in
+from tombola.metrics.intervals import interval
+from tombola.metrics.verdict.losses import OWN_ARMS, SearchKey, belongs, search_name
 from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row
 
 DENSE, TICKET = "dense", "ticket"
@@ -36,6 +36,28 @@ ARMS = (
 
 PART = re.compile(r".+-error|class-[0-9]+")
 """Metrics that are part of another number."""
+
+
+class Drawn(NamedTuple):
+    """A search as it is drawn: each share of channels that early-bird cut is one of its own."""
+
+    method: str
+    networks: str
+    rewind_steps: int | None
+    precision: str
+    compress: float | None
+
+    @property
+    def name(self) -> str:
+        """The search's name in summary.json, the same for all its shares."""
+        return search_name(SearchKey(*self[:4]))
+
+    def has(self, row: KeyColumns) -> bool:
+        """Whether a row is of this search, and of this share."""
+        alike = row.arm == DENSE or row.compress in (None, self.compress)
+        if row.arm in OWN_ARMS:
+            alike = row.compress == self.compress
+        return alike and belongs(row, SearchKey(*self[:4]))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,7 @@ class Point:
 class Curve:
     """One arm of one search in one metric, its points by level."""
 
-    search: SearchKey
+    search: Drawn
     arm: str
     metric: str
     points: tuple[Point, ...]
@@ -81,9 +103,9 @@ def arm_order(arm: str) -> tuple[int, str]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
-def key_of(row: KeyColumns) -> SearchKey:
+def key_of(row: KeyColumns) -> Drawn:
     """The search that a row of either table belongs to."""
-    return SearchKey(row.method, row.networks, row.rewind_steps, row.precision, row.compress)
+    return Drawn(row.method, row.networks, row.rewind_steps, row.precision, row.compress)
 
 
 def level_of(row: KeyColumns, focus: int) -> int:
@@ -99,13 +121,14 @@ def bracket_of(verdict: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return low, high
 
 
-def searches_of(rows: Sequence[Row]) -> list[SearchKey]:
+def searches_of(rows: Sequence[Row]) -> list[Drawn]:
     """The searches to show: those that have tickets, else whatever the rows are of."""
     others = dict.fromkeys(key_of(row) for row in rows if row.arm != DENSE)
-    return searches_in(rows) or list(others) or [key_of(row) for row in rows[:1]]
+    own = dict.fromkeys(key_of(row) for row in rows if row.arm in OWN_ARMS)
+    return list(own) or list(others) or [key_of(row) for row in rows[:1]]
 
 
-def folder_of(search: SearchKey, several_precisions: bool = False) -> str:
+def folder_of(search: Drawn, several_precisions: bool = False) -> str:
     """The folder of a search under samples/ and tickets/ where there are several (design 3.4)."""
     end = f"-{search.precision}" if several_precisions else ""
     networks = search.networks.replace(",", "+")
@@ -113,7 +136,7 @@ def folder_of(search: SearchKey, several_precisions: bool = False) -> str:
     return f"{search.method}-{networks}-{where}{end}"
 
 
-def label_of(search: SearchKey, searches: Sequence[SearchKey]) -> str:
+def label_of(search: Drawn, searches: Sequence[Drawn]) -> str:
     """What tells a search from the others, in words; empty where it is the only one.
 
     What does not apply to a search (nothing is rewound, no channels are cut) is not said.
@@ -141,7 +164,7 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
     for search in searches_of(rows):
         runs: dict[tuple[str, int], dict[str, dict[int, Row]]] = {}
         for row in rows:
-            if belongs(row, search):
+            if search.has(row):
                 found = runs.setdefault((row.arm, row.round), {}).setdefault(row.metric, {})
                 earlier = found.get(row.seed)
                 if earlier is None or (row.step or 0) >= (earlier.step or 0):
@@ -174,7 +197,7 @@ def _point(metric: str, found: dict[str, dict[int, Row]]) -> Point | None:
     )
 
 
-def dense_of(curves: Iterable[Curve], search: SearchKey) -> Point | None:
+def dense_of(curves: Iterable[Curve], search: Drawn) -> Point | None:
     """The dense network that a search is held against."""
     return next((c.points[0] for c in curves if c.search == search and c.arm == DENSE), None)
 
@@ -183,7 +206,7 @@ def curves_csv(curves: Iterable[Curve]) -> str:
     """The data of one plot as CSV, one line per point: mean, 95% bounds and the seeds' values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    keys = (*SearchKey._fields, "arm", "metric", "round", "sparsity", "sparsity_all")
+    keys = (*Drawn._fields, "arm", "metric", "round", "sparsity", "sparsity_all")
     writer.writerow((*keys, "seeds", "mean", "low95", "high95", "diverged", "not_run", "values"))
     for curve in curves:
         for point in curve.points:

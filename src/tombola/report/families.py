@@ -1,7 +1,7 @@
 """Which searches are shown as one? Those of early-bird that differ in nothing but compress.
 
-Each share of channels is a search of its own, with a verdict of its own and one level. Shown
-together they are one curve, whose points are the shares: a family.
+A share of channels is a level of one search, with one verdict. In the tables each is told from the
+others by its ``compress``; shown together they are one curve over the shares: a family.
 """
 
 from __future__ import annotations
@@ -11,26 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tombola.metrics.sentences import sentence
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import DENSE, Curve, Point, folder_of, key_of
+from tombola.report.curves import DENSE, Curve, Drawn, Point, folder_of, key_of
 from tombola.report.pictures import Gallery, Level
 from tombola.runs.results import KeyColumns
 
-_NAME = re.compile(r"(.+?)/(.+)/r(\d+)/([^/]*)/c([^/]+)")
-"""``statistics.arm_name`` of a search with a compress value."""
-_TOLD = ("state", "reason", "arm", "metric", "controls", "margin", "margin_share", "bracket",
-         "levels", "seeds", "matches_up_to", "at_least", "decidable_margin", "seeds_needed",
-         "dense_diverged")  # fmt: skip
-"""What a verdict must hold for its sentence to be told again."""
+_WATCHED = re.compile(r"(.+)-c([0-9.]+(?:e-[0-9]+)?)(?:-(fp32|bf16|fp16))?")
+"""What a watch is called in summary.json: ``curves.folder_of``."""
 
 
 class Family(NamedTuple):
     """Searches shown as one, in order of compress; most families have one member."""
 
-    key: SearchKey
+    key: Drawn
     """What stands for it: its only member, or what all members share, compress being None."""
-    members: tuple[SearchKey, ...]
+    members: tuple[Drawn, ...]
 
     @property
     def in_rounds(self) -> bool:
@@ -45,9 +39,9 @@ class Family(NamedTuple):
         return "-".join((*words, *([self.key.precision] if several_precisions else [])))
 
 
-def families_of(searches: Iterable[SearchKey]) -> list[Family]:
+def families_of(searches: Iterable[Drawn]) -> list[Family]:
     """The families of some searches, in order of their first members."""
-    found: dict[SearchKey, list[SearchKey]] = {}
+    found: dict[Drawn, list[Drawn]] = {}
     for search in dict.fromkeys(searches):
         found.setdefault(search._replace(compress=None), []).append(search)
     return [
@@ -56,13 +50,13 @@ def families_of(searches: Iterable[SearchKey]) -> list[Family]:
     ]
 
 
-def in_order(searches: Sequence[SearchKey], first: SearchKey | None) -> list[SearchKey]:
+def in_order(searches: Sequence[Drawn], first: Drawn | None) -> list[Drawn]:
     """The searches, those most like the first before the others: results.csv has them by name."""
     if first is None:
         return list(searches)
     fields = ("precision", "method", "networks", "rewind_steps")
 
-    def unlike(search: SearchKey) -> tuple[bool, ...]:
+    def unlike(search: Drawn) -> tuple[bool, ...]:
         return tuple(getattr(search, name) != getattr(first, name) for name in fields)
 
     return sorted(searches, key=lambda search: (unlike(search), search != first))
@@ -75,7 +69,7 @@ def merged(curves: Iterable[Curve], families: Iterable[Family]) -> list[Curve]:
     """
     at = {member: (family, place) for family in families
           for place, member in enumerate(family.members, 1)}  # fmt: skip
-    found: dict[tuple[SearchKey, str], list[Point]] = {}
+    found: dict[tuple[Drawn, str], list[Point]] = {}
     metric = ""
     for curve in curves:
         (family, place), metric = at[curve.search], curve.metric
@@ -120,49 +114,6 @@ def in_tables(gallery: Gallery, family: Family, rows: Iterable[KeyColumns]) -> G
     return replace(gallery, levels=tuple(lv for lv in gallery.levels if lv.round in known))
 
 
-def headline_of(verdicts: Sequence[Mapping[str, Any]]) -> int:
-    """Which of a family's verdicts, in order of compress, speaks for it.
-
-    The last that wins, else the last that matches dense, else the first that is not worse, else
-    the first.
-    """
-    states = [str(found.get("state", "")) for found in verdicts]
-    for wanted in (
-        [place for place, state in enumerate(states) if state == "wins"],
-        [place for place, found in enumerate(verdicts) if found.get("matches_up_to") is not None],
-    ):
-        if wanted:
-            return wanted[-1]
-    return next((place for place, state in enumerate(states) if state != "worse"), 0)
-
-
-def over_compress(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """One verdict over a family: that of its headline, told with what is known of the others.
-
-    The levels are those of all members, in order of compress and numbered from 1; the bracket ends
-    at the first share beyond the headline that is worse; "at least" where the headline is the last.
-    """
-    if len(verdicts) < 2:
-        return verdicts[0] if verdicts else {}
-    place = headline_of(verdicts)
-    chosen = verdicts[place]
-    beyond = [level["sparsity"] for found in verdicts[place:]
-              for level in found.get("levels") or () if found.get("state") == "worse"]  # fmt: skip
-    levels = [{**level, "round": number} for number, found in enumerate(verdicts, 1)
-              for level in found.get("levels") or ()]  # fmt: skip
-    sparsest = max((level["sparsity"] for level in levels), default=None)
-    told: dict[str, Any] = {
-        **chosen,
-        "levels": levels,
-        "bracket": [chosen.get("sparsity"), beyond[0] if beyond else None],
-        "at_least": chosen.get("state") == "wins" and chosen.get("sparsity") == sparsest,
-    }
-    # A reason that is not told by ``sentence`` has told itself: a judge that failed its gate.
-    known = told.get("reason") in (None, "noise", "no controls", "controls undecided")
-    whole = known and all(name in told for name in _TOLD)
-    return {**told, "sentence": sentence(told)} if whole else told
-
-
 def first_of(summary: Mapping[str, Any]) -> str | None:
     """The name of the search whose verdicts are at the top of summary.json, None without any.
 
@@ -173,42 +124,31 @@ def first_of(summary: Mapping[str, Any]) -> str | None:
     return next((name for name, found in arms.items() if found == top), next(iter(arms), None))
 
 
-def key_named(name: str) -> SearchKey | None:
-    """The search of an ``arm_name`` that has a compress value; None for other names."""
-    found = _NAME.fullmatch(name)
-    if found is None:
-        return None
-    method, networks, _, precision, compress = found.groups()
-    try:
-        return SearchKey(method, networks, None, precision, float(compress))
-    except ValueError:
-        return None
-
-
 def shown_name(name: str) -> str:
-    """An ``arm_name`` for people: without the rewound step where nothing is rewound."""
-    key = key_named(name)
-    return name if key is None else f"{key.method}/{key.networks}/{key.precision}/c{key.compress:g}"
+    """A search's name for people: without the rewound step where nothing is rewound."""
+    return name.replace("/r0/", "/") if name.startswith("early-bird/") else name
 
 
-def siblings(name: str, arms: Mapping[str, Any]) -> list[str]:
-    """The names of the searches that differ from one in compress alone, in that order."""
-    own = key_named(name)
-    if own is None:
-        return [name]
-    keys = {other: key for other in arms if (key := key_named(other)) is not None}
-    alike = [other for other, key in keys.items() if key._replace(compress=own.compress) == own]
-    return sorted(alike, key=lambda other: _compress(keys[other]))
+def forced_text(summary: Mapping[str, Any], name: str) -> str:
+    """``cut forced at 0.8 in 2 of 3 seeds`` where channels had not settled; else empty.
+
+    ``name``: the search's in summary.json.
+    """
+    told = summary.get("early_bird")
+    method, networks, _, precision = [*name.split("/"), "", "", ""][:4]
+    forced = []
+    for label, watched in sorted(told.items()) if isinstance(told, Mapping) else ():
+        found = _WATCHED.fullmatch(str(label))
+        if found is None or found[1] != f"{method}-{networks}" or found[3] not in (None, precision):
+            continue
+        seeds = (watched.get("seeds") or {}).values() if isinstance(watched, Mapping) else ()
+        count = sum(bool(seed.get("forced")) for seed in seeds)
+        if count:
+            forced.append(f"at {found[2]} in {count} of {len(seeds)} seeds")
+    return f"cut forced {', '.join(forced)}" if forced else ""
 
 
-def forced_text(summary: Mapping[str, Any], search: SearchKey) -> str:
-    """``forced in 2 of 3 seeds`` where channels were cut before they had settled; else empty."""
-    seeds = (watched_of(summary, search).get("seeds") or {}).values()
-    forced = sum(bool(seed.get("forced")) for seed in seeds)
-    return f"cut forced in {forced} of {len(seeds)} seeds" if forced else ""
-
-
-def watched_of(summary: Mapping[str, Any], search: SearchKey) -> Mapping[str, Any]:
+def watched_of(summary: Mapping[str, Any], search: Drawn) -> Mapping[str, Any]:
     """What summary.json tells of the watch behind a search; empty where nothing is told."""
     told = summary.get("early_bird")
     if not isinstance(told, Mapping) or search.compress is None:
@@ -218,5 +158,5 @@ def watched_of(summary: Mapping[str, Any], search: SearchKey) -> Mapping[str, An
     return found if isinstance(found, Mapping) else {}
 
 
-def _compress(search: SearchKey) -> float:
+def _compress(search: Drawn) -> float:
     return search.compress or 0.0

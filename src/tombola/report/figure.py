@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tombola.errors import ConfigError
-from tombola.metrics.sentences import percent
+from tombola.metrics.verdict.sentences import percent
 from tombola.report.curves import DENSE, arm_order, label_of, searches_of
 from tombola.report.families import Family, families_of, in_tables, levels_at, merged_gallery
 from tombola.report.folder import Folder, read_folder, write_file

@@ -14,12 +14,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import SearchKey, arm_name
+from tombola.metrics.verdict.sentences import percent
 from tombola.report import channels, making, plots, tables, transfer
+from tombola.report.comparisons import comparisons_of
 from tombola.report.costs import costs_of
 from tombola.report.curves import (
     Curve,
+    Drawn,
     bracket_of,
     curves_csv,
     curves_of,
@@ -33,9 +34,9 @@ from tombola.report.families import (
     in_order,
     levels_at,
     merged,
-    over_compress,
 )
 from tombola.report.folder import ended, read_folder, write_file
+from tombola.report.judging import judge_again
 from tombola.report.pictures import data_uri
 from tombola.report.savings import Savings
 from tombola.report.settling import drawing_of
@@ -55,6 +56,7 @@ def write_report(out: Path) -> Path:
     missing). ConfigError if ``out`` is no run directory, DataError if a file in it is not as it
     should be.
     """
+    judge_again(Path(out))
     folder = read_folder(Path(out))
     page = _Page(**vars(ended(transfer.own_part(folder))))
     path = folder.out / REPORT
@@ -89,12 +91,10 @@ class _Page:
     costs: list[CostRow]
 
     @cached_property
-    def searches(self) -> list[SearchKey]:
+    def searches(self) -> list[Drawn]:
         """Every search, that of the headline and its like first."""
-        found = searches_of(self.rows)
-        first = first_of(self.summary)
-        named = {arm_name(search): search for search in found}
-        return in_order(found, named.get(first or ""))
+        found, name = searches_of(self.rows), first_of(self.summary)
+        return in_order(found, next((search for search in found if search.name == name), None))
 
     @cached_property
     def families(self) -> list[Family]:
@@ -134,18 +134,17 @@ class _Page:
         rounds = sorted(sparsity)
         return at[0] if at else rounds[len(rounds) // 2] if rounds else 0
 
-    def verdicts(self, search: SearchKey) -> Mapping[str, Mapping[str, Any]]:
+    def verdicts(self, search: Drawn) -> Mapping[str, Mapping[str, Any]]:
         """The verdicts of one search by metric; those at the top belong to the first."""
         arms = self.summary.get("arms") or {}
         first = bool(self.searches) and search == self.searches[0]
         fallback = self.summary.get("verdicts") or {} if first else {}
-        found: Mapping[str, Mapping[str, Any]] = arms.get(arm_name(search)) or fallback
-        return tables.as_shown(found, self.summary, search)
+        found: Mapping[str, Mapping[str, Any]] = arms.get(search.name) or fallback
+        return found
 
     def verdict(self, family: Family, metric: str) -> Mapping[str, Any]:
-        """One verdict on a family, told over its compress values where it has several."""
-        members = (self.verdicts(member).get(metric) for member in family.members)
-        return over_compress([found for found in members if found])
+        """The verdict on a family, whose shares of channels are its levels."""
+        return self.verdicts(family.members[0]).get(metric) or {}
 
     def context(self) -> dict[str, Any]:
         """Everything that the template shows, as strings, tables and lists."""
@@ -183,6 +182,7 @@ class _Page:
             ),
             "sampled": bool(self.summary.get("sampling_sd") or self.summary.get("floor")),
             "classes": tables.classes_of(self.rows, self.searches, self.focus),
+            "comparisons": comparisons_of(self.summary.get("comparisons"), self.primary),
             "stability": tables.stability_of(self.summary.get("stability"), self.primary),
             "convergence": tables.convergence_of(self.summary.get("convergence"), self.primary),
             "troubles": self.troubles,
@@ -199,7 +199,7 @@ class _Page:
         return f"{some.task} on {some.data}" if some else "an empty search"
 
     @property
-    def keys(self) -> list[SearchKey]:
+    def keys(self) -> list[Drawn]:
         """What stands for each family."""
         return [family.key for family in self.families]
 
@@ -239,7 +239,12 @@ class _Page:
     @property
     def verdict_tables(self) -> tuple[tables.Table, list[tuple[str, tables.Table]]]:
         """The table under the sentence, and, of several searches, every metric of each."""
-        found = {label_of(search, self.searches): self.verdicts(search) for search in self.searches}
+        found = {
+            label_of(family.key, self.keys): tables.with_forced(
+                self.verdicts(family.key), self.summary, family.key.name
+            )
+            for family in self.families
+        }
         judged = {label: verdicts for label, verdicts in found.items() if verdicts}
         each = [
             (label, tables.verdicts_of(verdicts, self.primary))

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError, features
 
-from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import DENSE, arm_order, folder_of
+from tombola.report.curves import DENSE, Drawn, arm_order, folder_of
 
 BUDGET_BYTES = 1_350_000
 """All images together, as base64: the page stays below 2 MB."""
@@ -50,7 +49,7 @@ class Gallery:
     unreadable: tuple[str, ...] = field(default=())
 
 
-def gallery_of(out: Path, search: SearchKey, several_precisions: bool = False) -> Gallery:
+def gallery_of(out: Path, search: Drawn, several_precisions: bool = False) -> Gallery:
     """The grids under ``out/samples`` that are of a search; unreadable ones by name."""
     root = out / "samples"
     own = root / folder_of(search, several_precisions)

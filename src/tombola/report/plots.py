@@ -24,9 +24,18 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import OWN_ARMS, SearchKey
-from tombola.report.curves import DENSE, TICKET, Curve, Point, arm_order, bracket_of, label_of
+from tombola.metrics.verdict.losses import OWN_ARMS
+from tombola.metrics.verdict.sentences import percent
+from tombola.report.curves import (
+    DENSE,
+    TICKET,
+    Curve,
+    Drawn,
+    Point,
+    arm_order,
+    bracket_of,
+    label_of,
+)
 
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 SERIES = tuple(f"#0103{index:02d}" for index in range(8))
@@ -70,7 +79,7 @@ class Plot:
     metric: str
     label: str
     """The axis label."""
-    verdicts: Mapping[SearchKey, Mapping[str, Any]]
+    verdicts: Mapping[Drawn, Mapping[str, Any]]
     """Search -> verdict on this metric, as in summary.json; missing = curve only."""
     by_all: bool
     """Whether x is the sparsity of all parameters, not of the prunable ones."""
@@ -111,7 +120,7 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
 
 
 def _legend(
-    figure: Figure, axes: Axes, curves: Sequence[Curve], searches: Sequence[SearchKey], narrow: bool
+    figure: Figure, axes: Axes, curves: Sequence[Curve], searches: Sequence[Drawn], narrow: bool
 ) -> None:
     """What each line is; where searches share arms, colours and markers are told once each."""
     handles, labels = axes.get_legend_handles_labels()
@@ -155,7 +164,7 @@ def place_of(arm: str) -> int:
     return _PLACES.get(arm, len(SERIES) - 1)
 
 
-def _hue(arm: str, search: SearchKey, searches: Sequence[SearchKey]) -> str:
+def _hue(arm: str, search: Drawn, searches: Sequence[Drawn]) -> str:
     """One search: a colour an arm. Several: a colour a search."""
     index = place_of(arm) if len(searches) == 1 else searches.index(search)
     return SERIES[index % len(SERIES)]
@@ -166,7 +175,7 @@ def marker_of(arm: str) -> str:
     return _MARKERS[place_of(arm) % len(_MARKERS)]
 
 
-def _dashes(arm: str, searches: Sequence[SearchKey]) -> Any:
+def _dashes(arm: str, searches: Sequence[Drawn]) -> Any:
     if arm in OWN_ARMS or len(searches) == 1:
         return "-"
     return (0, (2 + 2 * place_of(arm), 1.5))
@@ -251,7 +260,7 @@ def _margin_line(verdict: Mapping[str, Any]) -> float | None:
     return mean + margin if verdict.get("better") == "lower" else mean - margin
 
 
-def _bracket(axes: Axes, curves: Sequence[Curve], plot: Plot, search: SearchKey) -> None:
+def _bracket(axes: Axes, curves: Sequence[Curve], plot: Plot, search: Drawn) -> None:
     """The stretch in which the ticket's true sparsity lies: highest winning to first worse."""
     low, high = bracket_of(plot.verdicts.get(search, {}))
     if low is None:
@@ -280,7 +289,7 @@ def _curve(
     curve: Curve,
     plot: Plot,
     place: tuple[int, int],
-    searches: Sequence[SearchKey],
+    searches: Sequence[Drawn],
 ) -> None:
     """One arm: means joined by a line, 95% intervals beside each other, crosses for divergence."""
     color, marker = _hue(curve.arm, curve.search, searches), marker_of(curve.arm)

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tombola.metrics.statistics import SearchKey, interval
+from tombola.metrics.intervals import interval
 from tombola.report.costs import unit_of
-from tombola.report.curves import DENSE, TICKET, arm_order, label_of
+from tombola.report.curves import DENSE, TICKET, Drawn, arm_order, label_of
 from tombola.report.pictures import data_uri
 from tombola.report.plots import (
     FAINT,
@@ -49,7 +49,7 @@ class Savings:
     """The techniques of one folder, and what their plots share."""
 
     techniques: Sequence[Technique]
-    searches: Sequence[SearchKey]
+    searches: Sequence[Drawn]
     metric: str
     better: str
     """Which way the metric is better: lower, higher, or empty."""
@@ -116,7 +116,7 @@ class Savings:
             return svg_of(figure, name, title)
 
     @property
-    def families(self) -> list[SearchKey]:
+    def families(self) -> list[Drawn]:
         """The early-bird searches without their compress values, in order."""
         return list(dict.fromkeys(s._replace(compress=None) for s in self.searches
                                   if s.compress is not None))  # fmt: skip

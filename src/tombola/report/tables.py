@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tombola.metrics.sentences import margin_text, percent
-from tombola.metrics.statistics import SearchKey, interval, metric_kind
+from tombola.metrics.intervals import interval
+from tombola.metrics.rules import metric_kind, metric_words
+from tombola.metrics.verdict.sentences import margin_text, percent
 from tombola.report.curves import (
     DENSE,
     TICKET,
     Curve,
+    Drawn,
     Point,
     arm_order,
     bracket_of,
@@ -21,32 +23,10 @@ from tombola.report.curves import (
     label_of,
     level_of,
 )
-from tombola.report.families import (
-    first_of,
-    forced_text,
-    headline_of,
-    key_named,
-    over_compress,
-    shown_name,
-    siblings,
-)
+from tombola.report.families import forced_text, shown_name
 from tombola.runs.results import DIVERGED, NOT_RUN, Row
 
 NONE = "-"
-_LABELS = {
-    "reconstruction_error": "reconstruction error",
-    "elbo": "ELBO",
-    "fid": "FID",
-    "kid": "KID",
-    "is": "inception score",
-    "fcd": "Frechet classifier distance",
-    "kcd": "kernel classifier distance",
-    "cs": "classifier score",
-    "kl": "KL divergence",
-    "accuracy": "downstream accuracy",
-    "confident": "share of clear samples",
-    "early_stopping_step": "early-stopping step",
-}
 
 
 @dataclass(frozen=True)
@@ -61,8 +41,7 @@ class Table:
 
 def metric_label(metric: str) -> str:
     """A metric's name in words: ``fcd-mnist-1a2b3c4d`` keeps its judge in brackets."""
-    kind = metric_kind(metric)
-    name = _LABELS.get(kind, kind.replace("_", " "))
+    kind, name = metric_kind(metric), metric_words(metric)
     return name if kind == metric else f"{name} ({metric.removeprefix(kind + '-')})"
 
 
@@ -85,7 +64,7 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
     """
     primary = summary.get("primary")
     arms = {
-        shown_name(name): as_shown(found, summary, key_named(name))
+        shown_name(name): with_forced(found, summary, name)
         for name, found in (summary.get("arms") or {"": summary.get("verdicts") or {}}).items()
     }
     several = len(arms) > 1
@@ -101,35 +80,43 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in a sentence: that of the primary metric of the first search.
-
-    Of several compress values of that search it is told over all of them: see ``over_compress``.
-    """
-    arms = summary.get("arms") or {}
-    names = siblings(first_of(summary) or "", arms)
+    """The verdict in a sentence: that of the primary metric of the first search."""
     verdicts = summary.get("verdicts") or {}
     metric = summary.get("primary")
     metric = metric if metric in verdicts else next(iter(verdicts), None)
-    family = [arms[name][metric] for name in names if metric in (arms.get(name) or {})]
-    found = over_compress(family) if len(family) > 1 else verdicts.get(metric) or {}
-    text = str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
-    chosen = key_named(names[headline_of(family)]) if len(family) > 1 else None
-    named = found.get("state") == "wins" or found.get("matches_up_to") is not None
-    return f"Compress {chosen.compress:g}: {text}" if chosen is not None and named else text
+    found = verdicts.get(metric) or {}
+    return str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
 
 
-def as_shown(
-    verdicts: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any], search: SearchKey | None
+def bounds_table(summary: Mapping[str, Any]) -> str:
+    """Every level of every verdict in the metric that decides, as aligned plain text."""
+    metric = summary.get("primary")
+    blocks = []
+    for name, verdicts in (summary.get("arms") or {}).items():
+        found = verdicts.get(metric)
+        if found is None:
+            continue
+        rows = tuple(_bounds(level) for level in found["levels"])
+        columns = ("sparsity", f"{found['judged_by']} to dense", "90% interval", "seeds", "so it")
+        label = ": ".join(filter(None, (name.strip("/"), metric_label(str(metric)))))
+        lines = _aligned(Table(label, columns, rows), tuple(range(len(columns))))
+        blocks.append("\n".join([label, *lines]))
+    return "\n\n".join("\n".join(map(_printable, block.split("\n"))) for block in blocks)
+
+
+def _bounds(level: Mapping[str, Any]) -> tuple[str, ...]:
+    middle = level["difference"] if level["ratio"] is None else level["ratio"]
+    between = f"{number(level['lower'])} to {number(level['upper'])}"
+    word = {"matches": "matches", "worse": "is worse"}.get(level["state"], "is undecided")
+    return percent(level["sparsity"]), number(middle), between, number(level["seeds"]), word
+
+
+def with_forced(
+    verdicts: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any], name: str
 ) -> dict[str, Mapping[str, Any]]:
-    """Verdicts of one search as a table has them.
-
-    A search of channels says if they were cut before they had settled; its one level is never "at
-    least", since the searches beside it go further.
-    """
-    if search is None or search.compress is None:
-        return dict(verdicts)
-    more = {"forced": forced_text(summary, search), "at_least": False}
-    return {metric: {**found, **more} for metric, found in verdicts.items()}
+    """Verdicts of one search as a table has them, with what is said of cuts that were forced."""
+    forced = forced_text(summary, name)
+    return {metric: {**found, "forced": forced} for metric, found in verdicts.items()}
 
 
 def verdicts_of(verdicts: Mapping[str, Mapping[str, Any]], primary: str | None) -> Table:
@@ -139,7 +126,7 @@ def verdicts_of(verdicts: Mapping[str, Mapping[str, Any]], primary: str | None) 
         (metric_label(metric) + (" *" if metric == primary else ""), *_cells(verdicts[metric]))
         for metric in order
     ]
-    return Table("Verdict by metric", ("metric", *_VERDICT), tuple(rows), "* decides the verdict")
+    return Table("Verdict by metric", ("metric", *_VERDICT), tuple(rows), f"* decides. {_NOTE}")
 
 
 def searches_verdict(
@@ -151,12 +138,12 @@ def searches_verdict(
         for name, verdicts in searches.items()
         if primary is not None and primary in verdicts
     ]
-    note = f"Decided by {metric_label(primary)}." if primary else ""
+    note = f"Decided by {metric_label(primary)}. {_NOTE}" if primary else ""
     return Table("Verdict by search", ("search", *_VERDICT), tuple(rows), note)
 
 
 _VERDICT = (
-    "verdict", "wins up to", "first worse", "controls", "margin", "decidable", "seeds"
+    "verdict", "matches up to", "first worse", "controls", "margin", "seeds", "would match"
 )  # fmt: skip
 
 
@@ -171,9 +158,17 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
         NONE if high is None else percent(high),
         ", ".join(f"{name}\u00a0{_state(value)}" for name, value in controls.items()) or NONE,
         _margin(found),
-        number(found.get("decidable_margin"), 3),
         number(found.get("seeds")),
+        _planned(found.get("planning")),
     )
+
+
+def _planned(planning: Any) -> str:
+    """``5 / 12``: the seeds that would show a match if there is no loss, and at the loss seen."""
+    if not isinstance(planning, Mapping) or planning.get("seeds_if_no_loss") is None:
+        return NONE
+    seen = planning.get("seeds_at_loss_seen")
+    return f"{number(planning['seeds_if_no_loss'])} / {'none' if seen is None else number(seen)}"
 
 
 def _state(control: Any) -> str:
@@ -186,15 +181,21 @@ def _margin(found: Mapping[str, Any]) -> str:
         return NONE
     share = found.get("margin_share")
     text = number(found["margin"], 3)
-    return text if share is None else f"{text}\u00a0({number(100 * share, 3)}%)"
+    text = text if share is None else f"{text}\u00a0({number(100 * share, 3)}%)"
+    noise = found.get("sampling_sd")
+    return text if noise is None else f"{text}, judge\u00a0\u00b1\u00a0{number(noise, 2)}"
 
 
-_SHORT = (0, 1, 2, 3, 5, 7)
+_NOTE = (
+    "Would match: how many seeds would show a match if there is no loss / at the loss seen. Judge: "
+    "how much one network varies when it is judged anew on other samples."
+)
+_SHORT = (0, 1, 2, 3, 5, 6, 7)
 """Columns of the verdict table that fit a terminal."""
 
 
-def _aligned(table: Table) -> list[str]:
-    cells = [tuple(row[index] for index in _SHORT) for row in (table.columns, *table.rows)]
+def _aligned(table: Table, shown: Sequence[int] = _SHORT) -> list[str]:
+    cells = [tuple(row[index] for index in shown) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
              for row in cells]  # fmt: skip
@@ -208,7 +209,7 @@ def _printable(line: str) -> str:
 
 def levels_of(
     curves: Sequence[Curve],
-    search: SearchKey,
+    search: Drawn,
     verdict: Mapping[str, Any] | None,
     names: Mapping[int, str] | None = None,
 ) -> Table:
@@ -291,7 +292,7 @@ def spread_of(
     return Table("Two kinds of spread, kept apart", columns, tuple(rows), note)
 
 
-def classes_of(rows: Iterable[Row], searches: Sequence[SearchKey], focus: int) -> Table | None:
+def classes_of(rows: Iterable[Row], searches: Sequence[Drawn], focus: int) -> Table | None:
     """Which classes samples are of: the share of each, dense and at one level, over the seeds."""
     shares: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
@@ -319,7 +320,7 @@ def stability_of(found: Any, metric: str | None) -> Table | None:
         for arm, ratio in arms.items():
             span = f"{number(ratio.get('low'), 3)} to {number(ratio.get('high'), 3)}"
             cells = (number(ratio.get("ratio"), 3), span, str(ratio.get("state", NONE)))
-            own = TICKET if key_named(search) is None else "compact"
+            own = "compact" if str(search).startswith("early-bird/") else TICKET
             rows.append(
                 (f"{shown_name(search)}: {own} / {arm}", *cells, number(ratio.get("seeds")))
             )

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tombola.metrics.sentences import percent
-from tombola.metrics.statistics import OWN_ARMS, SearchKey, interval
+from tombola.metrics.intervals import interval
+from tombola.metrics.verdict.losses import OWN_ARMS
+from tombola.metrics.verdict.sentences import percent
 from tombola.report.costs import count, unit_of
-from tombola.report.curves import DENSE, TICKET, Curve, Point, arm_order, key_of
+from tombola.report.curves import DENSE, TICKET, Curve, Drawn, Point, arm_order, key_of
 from tombola.report.tables import NONE, Table, mean_of, metric_label, number, spread_text
 from tombola.runs.results import CostRow
 
@@ -25,7 +26,7 @@ from tombola.runs.results import CostRow
 class Technique:
     """One network that a user could train instead of the dense one, over its training seeds."""
 
-    search: SearchKey
+    search: Drawn
     arm: str
     why: str
     """Why this level of several: wins, matches, last level; empty where there is no choice."""
@@ -43,7 +44,7 @@ class Technique:
 def techniques_of(
     curves: Iterable[Curve],
     costs: Iterable[CostRow],
-    verdicts: Mapping[SearchKey, Mapping[str, Any]],
+    verdicts: Mapping[Drawn, Mapping[str, Any]],
 ) -> list[Technique]:
     """The dense networks, tickets of weights, and every arm whose channels are cut or fewer.
 
@@ -67,7 +68,7 @@ def techniques_of(
     return sorted(found.values(), key=_order)
 
 
-def _place(search: SearchKey, arm: str, number: int) -> tuple[Any, ...]:
+def _place(search: Drawn, arm: str, number: int) -> tuple[Any, ...]:
     """What a network is known by in both tables; the dense one is of all searches."""
     return (search.precision,) if arm == DENSE else (search, arm, number)
 
@@ -107,7 +108,7 @@ def _order(technique: Technique) -> tuple[Any, ...]:
     return rank, arm_order(technique.arm), search.compress or 0.0
 
 
-def name_of(technique: Technique, searches: Sequence[SearchKey]) -> str:
+def name_of(technique: Technique, searches: Sequence[Drawn]) -> str:
     """A technique in words: arm or method, then what tells it from the others."""
     search, arm = technique.search, technique.arm
     several = {name: len({getattr(s, name) for s in searches} - {None}) > 1
@@ -127,7 +128,7 @@ def name_of(technique: Technique, searches: Sequence[SearchKey]) -> str:
 
 
 def techniques_table(
-    techniques: Sequence[Technique], searches: Sequence[SearchKey], metric: str
+    techniques: Sequence[Technique], searches: Sequence[Drawn], metric: str
 ) -> Table | None:
     """One row a technique: quality, weights, FLOPs and seconds, and both as shares of unpruned."""
     if not techniques:
@@ -176,7 +177,7 @@ def techniques_csv(techniques: Iterable[Technique], measures: Sequence[str], met
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*SearchKey._fields, "arm", "round", "sparsity", "measure", "seeds", "mean",
+    writer.writerow((*Drawn._fields, "arm", "round", "sparsity", "measure", "seeds", "mean",
                      "low95", "high95", "values"))  # fmt: skip
     names = {"metric": metric, "flops": "total_flops", "seconds": "total_seconds"}
     for each in techniques:

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tombola.metrics.sentences import percent
+from tombola.metrics.verdict.sentences import percent
 from tombola.report import plots
 from tombola.report.curves import curves_csv, curves_of
 from tombola.report.folder import Folder

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tombola.metrics.sentences import percent
+from tombola.metrics.verdict.sentences import percent
 from tombola.report.curves import label_of
 from tombola.report.families import Family, in_tables, levels_at, merged_gallery
 from tombola.report.pictures import BUDGET_BYTES, Gallery, Level, Picture, embedded, gallery_of
