@@ -80,7 +80,9 @@ def rows_of(cell: Cell, rng: np.random.Generator) -> list[dict]:
         draws = max(1, cell.draws)
         apart = 0 * gap if cell.alike and name == "reinit" else gap
         control = (loss + apart)[..., None] + noise(cell.control, levels, n, draws)
-        control += (shared if name == "shuffle" else noise(cell.seed, n))[:, None]
+        # Shuffled masks start from the seed's own weights; reinit draws new ones every time.
+        own = noise(cell.seed, levels, n, draws)
+        control += shared[:, None] if name == "shuffle" else own
         control += np.where(rng.random(control.shape) < cell.dead, math.log(3), 0.0)
         where = range(levels - 1, levels) if cell.draws else range(levels)
         rows += [{"arm": name, "seed": s, "sparsity": at[level], "x": control[level, s, d],
