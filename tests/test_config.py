@@ -50,9 +50,11 @@ HASHES = {
     "train": "0d35e4aa7032cbd38c014ef59d42dbe2",
     "rewind": "94533253fcb860e01405b1e45f52251b",
     "mask": "3fcd6012f92ada2f1051b2e418fbad60",
-    "judge": "4557b4c312f4ba37947fb0575212ff4e",
-    "evaluate": "eb1d4ebe8b02c4c4337feb6f3b18e933",
-    "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
+    # The next three are of the order of a hash since schema 2, 4 and 2, and of more samples.
+    "judge": "5146f794781dd48a9dd25895b8f56dcc",
+    "evaluate": "7e8beebd449cc9c2a9b0f433eaf07c48",
+    "floor": "6a27ba5f725363455288fed50875e622",
+    "trivial": "ad47b33dcc24237f49647bd8072feeed",
     "scores": "69be1e872b7327b699ba487a4b9983ec",
     "watch": "8b5fd900cdd54a1e40f90a21720e7f2e",
     "cut": "e5b7a5499a88a0e54e98db25d0a6a292",
@@ -236,7 +238,7 @@ def test_the_defaults_of_the_contract():
     assert (made.prune.networks, made.search.controls) == (("all",), ("reinit", "shuffle"))
     assert made.train.precision == ("fp32",)
     assert made.run.device == "auto"
-    assert (made.judge.samples, Task.judged_samples) == (0, 10_000)
+    assert (made.judge.samples, made.judge.fakes, Task.judged_samples) == (0, 0, 50_000)
 
 
 def test_a_config_is_its_own_tables():
@@ -303,6 +305,7 @@ MORE = {
     "prune.networks": ["encoder", "all"],
     "prune.compress": ["0.5", "0.6"],
     "train.precision": ["bf16", "fp32"],
+    "judge.fakes": 20,
     "judge.validation_samples": 20,
     "judge.features": "mine.py:features",
     "judge.downstream": "resnet18",
@@ -310,7 +313,7 @@ MORE = {
     "run.keep": "all",
 }
 """What each value that may differ can become; from an empty one where that alone is free."""
-BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0}
+BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0, "judge.fakes": 0}
 BOTH_WAYS = {"run.workers", "run.keep"}
 
 
@@ -351,6 +354,7 @@ def test_only_some_values_may_change_in_the_same_folder(section, key, tmp_path):
         ("search.method", ["imp"], ["one-shot"]),
         ("prune.networks", ["all"], ["encoder"]),
         ("judge.validation_samples", 20, 30),
+        ("judge.fakes", 20, 30),
         ("judge.features", "a.py:f", "b.py:f"),
     ],
 )

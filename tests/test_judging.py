@@ -170,7 +170,8 @@ def test_a_gans_loss_is_of_the_first_images_and_says_of_how_many(monkeypatch):
     assert asked == [2, 2]
     assert result["n"] == 7
     assert result["n_of"] == {"discriminator_loss": 4}
-    expected = float((reals[:4].double() / 127.5 - 1).mean())
+    first, _ = images_of(reals).first("judge", 4)
+    expected = float((first.double() / 127.5 - 1).mean())
     assert result["values"]["discriminator_loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -208,8 +209,8 @@ def test_a_vae_with_zero_weights_has_known_values():
 
 def test_at_most_the_asked_number_of_images_is_judged(digits):
     result = measured(Constant(), digits, {1: 0.0}, samples=7)
-    pixels = digits[:7].double() / 127.5 - 1
-    assert result["n"] == 7
+    pixels = images_of(digits).first("judge", 7)[0].double() / 127.5 - 1
+    assert (result["n"], result["reals"]) == (7, 7)
     assert result["values"]["reconstruction_error"] == pytest.approx(float(pixels.square().mean()))
 
 
@@ -309,7 +310,8 @@ def test_features_of_reals_are_kept_for_their_own_data_only(monkeypatch):
     judging._kept.cache_clear()
     first, second = helpers.images(30, (1, 32, 32)), helpers.images(30, (1, 32, 32)) // 2
     for reals, name in ((first, "a"), (first, "a"), (second, "b")):
-        judging._Eye(Counting(), Counting(), reals, None, name).look(first[:20], None)
+        seen_by = judging.Seen(Counting(), Counting()).add(first[:20])
+        judging._Eye(Counting(), Counting(), reals, None, name).look(seen_by, None)
     judging._kept.cache_clear()
     assert seen == [20, 30, 20, 20, 30]
 
@@ -403,11 +405,11 @@ class Repeater(Task):
 
 def test_the_accuracy_of_reconstructions_is_that_of_their_labels():
     digits = load_images("digits", (1, 8, 8))
-    labels = digits.labels["judge"]
+    reals, labels = digits.first("judge", 100)
     spec = {"source": "shipped", "data": "digits"}
     classifier = open_judge(spec, "digits", None)
-    _, probabilities = classifier.features(digits.splits["judge"][:100])
-    right = probabilities.argmax(1) == labels[:100].numpy()
+    _, probabilities = classifier.features(reals)
+    right = probabilities.argmax(1) == labels.numpy()
     _, of_black = classifier.features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     guessed = (labels[60:100] == int(of_black[0].argmax())).sum()
     runtime = Runtime(device=torch.device("cpu"))
@@ -452,8 +454,9 @@ def test_samples_of_a_gan_are_told_apart_by_class(same):
 
     judging._kept.cache_clear()
     eye = judging._Eye(Looking(), classifier, reals, images.labels["judge"], "reals")
-    values = eye.look(reals, None)
+    values, n_of = eye.look(judging.Seen(Looking(), classifier).add(reals), None)
     judging._kept.cache_clear()
+    assert set(n_of.values()) == {300}
     guesses = classifier.features(reals)[1].argmax(1)
     for number in range(10):
         assert values[f"class-{number:02d}"] == (guesses == number).mean()
@@ -513,7 +516,10 @@ def test_data_without_a_judge_train_one_as_a_run(unlabelled):
     assert kinds == {"fcd", "kcd", "cs", "early_stopping_step", *SHARES}
     of_judge = names - SHARES - {"early_stopping_step"}
     assert all(name.split("-")[1:3] == ["folder", "images"] for name in of_judge)
-    assert {row.n for row in unlabelled.rows} == {6}
+    # Six images judge, six validate; of the distance and the score five times as many samples.
+    of_more = {row.n for row in unlabelled.rows if row.metric.startswith(("fcd", "kcd", "cs"))}
+    assert of_more == {30}
+    assert {row.n for row in unlabelled.rows if not row.metric[1:].startswith(("cd", "s-"))} == {6}
 
 
 def test_a_judge_that_fails_its_gate_gives_no_verdict(unlabelled):
@@ -588,19 +594,19 @@ def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeyp
 def test_the_floor_is_the_distance_of_training_images():
     digits = load_images("digits", (1, 32, 32))
     judge = open_judge({"source": "shipped"}, "digits", None)
-    found = judging.floor_of(judge, digits, 300)
-    chosen = torch.randperm(1200, generator=rng(0, "floor"))[:300]
+    found = judging.floor_of(judge, digits, 300, 500)
+    chosen = torch.randperm(1200, generator=rng(0, "floor"))[:500]
     features = [
         judge.features(images, probabilities=False)[0]
-        for images in (digits.splits["judge"][:300], digits.splits["train"][chosen])
+        for images in (digits.first("judge", 300)[0], digits.splits["train"][chosen])
     ]
     expected = frechet_distance(*map(Gaussian.of, features))
     assert found["values"][judge.metrics["frechet"]] == pytest.approx(expected, rel=1e-9)
-    assert found["n"] == 300
+    assert (found["n"], found["reals"]) == (500, 300)
     # Two samples of one distribution: not 0, but far below what a corruption makes of them.
     noise = torch.randint(0, 256, digits.splits["train"][:300].shape, dtype=torch.uint8)
     few = dataclasses.replace(digits, splits={**digits.splits, "train": noise})
-    far = judging.floor_of(judge, few, 360)
+    far = judging.floor_of(judge, few, 360, 360)
     assert far["n"] == 300
     assert 0 < 40 * expected < far["values"][judge.metrics["frechet"]]
 

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.handed_out import name_of, size_of
+from tombola.engine.learning import (
+    OF_SAMPLES,
+    above_floor,
+    sampling_sd,
+    settling_shares,
+    trivial_values,
+)
 from tombola.engine.spending import behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
@@ -24,7 +31,7 @@ from tombola.metrics.statistics import (
     summarise,
     withhold_levels,
 )
-from tombola.recipes.cells import Arm, Cell, Plan, sampled_anew, tickets
+from tombola.recipes.cells import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
@@ -32,9 +39,6 @@ from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, finite, write_json
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
-
-COMPARISONS = ("fcd", "kcd", "cs", "precision", "recall", "density", "coverage")
-"""Kinds of metrics in which a judge compares samples with reals."""
 
 
 def task_name(setting: Setting) -> str:
@@ -52,7 +56,7 @@ def whole_config(setting: Setting) -> dict[str, dict[str, Any]]:
         **task_options(setting.task),
     }
     tables["train"].update(steps=setting.steps, epochs=0.0)
-    tables["judge"]["samples"] = setting.judged_samples
+    tables["judge"].update(samples=setting.judged_samples, fakes=setting.fakes)
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
     return tables
 
@@ -228,6 +232,7 @@ class Output:
         self._compare_sizes(verdicts, costs)
         self._gate(verdicts)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
+        floor = self.record(self.plan.floor) if self.plan.floor else {}
         return {
             **verdicts,
             "runs": {**runs, "diverged": len(diverged)},
@@ -239,8 +244,16 @@ class Output:
             "convergence": self._convergence(verdicts["primary"]),
             "stability": self._stability(verdicts["primary"], rows, searches),
             "early_bird": watched(self.plan, self.record, self.arm_label),
-            "sampling_sd": self._sampling_sd(),
-            "floor": self.record(self.plan.floor)["values"] if self.plan.floor else {},
+            "sampling_sd": sampling_sd(self.plan, self.record),
+            "trivial": trivial_values(self.plan, self.record),
+            "settling": settling_shares(self.plan, self.record),
+            "floor": floor.get("values", {}),
+            "above_floor": above_floor(self.plan, self.record),
+            "judged": {
+                "reals": self.setting.reals,
+                "fakes": self.setting.fakes,
+                "floor": floor.get("n", 0),
+            },
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
         }
@@ -270,7 +283,7 @@ class Output:
         why: dict[str, str] = {}
         for spec, kinds in (
             (self.setting.classifier, ("accuracy",)),
-            (self.setting.judge, COMPARISONS),
+            (self.setting.judge, OF_SAMPLES),
         ):
             gate = (self._network_behind(spec) or {}).get("gate")
             if gate is not None and not gate["passed"]:
@@ -339,19 +352,6 @@ class Output:
             for key in searches
         }
         return {name: arms for name, arms in found.items() if arms}
-
-    def _sampling_sd(self) -> dict[str, float]:
-        """Standard deviation over sampling seeds of one dense network, by metric."""
-        if not self.plan.resampled:
-            return {}
-        first = sampled_anew(self.plan).evaluate
-        records = [self.record(name) for name in (first, *self.plan.resampled)]
-        if any("values" not in record for record in records):
-            return {}
-        return {
-            metric: statistics.stdev(record["values"][metric] for record in records)
-            for metric in records[0]["values"]
-        }
 
     def _network_behind(self, spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """What judge or classifier is: its source, and the gates of one that was trained here."""

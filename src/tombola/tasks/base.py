@@ -63,8 +63,8 @@ class Task:
     """Preset name -> option values; also ``steps`` or ``epochs``, the default training length."""
     roles: ClassVar[Mapping[str, str]] = {}
     """Network name -> role: encoder, decoder, generator or discriminator (default: its name)."""
-    judged_samples: ClassVar[int] = 10_000
-    """What ``judge.samples`` is where the user names no number."""
+    judged_samples: ClassVar[int] = 50_000
+    """At most so many reals, and as many samples, are judged where the user names no number."""
     _added: ClassVar[tuple[str, ...]] = ()
     """Options that came later: at their default they are left out of the names of runs."""
 
@@ -155,7 +155,8 @@ class Task:
         vae: ``reconstruction`` and ``kl`` in nats, and ``mean`` (N, latent) for active units;
         gan: ``discriminator_loss`` of held-out reals and fresh fakes; diffusion:
         ``denoising_loss``, by which its course is judged. ``samples``: what ``sample``
-        made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior.
+        made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior, and where
+        more reals than samples are judged.
         """
         del networks, images, latents, samples
         return {}
