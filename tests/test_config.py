@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -241,6 +242,33 @@ def test_the_defaults_of_the_contract():
     assert (made.judge.samples, made.judge.fakes, Task.judged_samples) == (0, 0, 50_000)
 
 
+def test_how_many_samples_are_judged():
+    """As asked; as many as reals; or of a cheap generator five times as many, up to 50,000."""
+    tables = {"task": {"name": "vae", "width": 2}, "run": {"threads": 1, "device": "cpu"}}
+    setting = resolve(build(tables), None)
+
+    def counts(images=360, macs=19_999_999, task=setting.task, **judge):
+        splits = {**setting.images.splits, "judge": torch.zeros(images, 1, 1, 1)}
+        changed = dataclasses.replace(
+            setting,
+            config=build({**tables, "judge": judge}),
+            task=task,
+            images=dataclasses.replace(setting.images, splits=splits),
+            work=dataclasses.replace(setting.work, sample_macs=macs),
+        )
+        return changed.reals, changed.fakes
+
+    assert counts() == (360, 1800)
+    assert counts(10_000) == (10_000, 50_000)
+    assert counts(60_000) == (50_000, 50_000)
+    assert counts(macs=20_000_000) == (360, 360)
+    assert counts(10_000, samples=5000) == (5000, 5000)
+    assert counts(samples=5000) == (360, 360)
+    assert counts(10_000, samples=5000, fakes=7000) == (5000, 7000)
+    assert counts(fakes=70, macs=20_000_000) == (360, 70)
+    assert counts(task=resolve(build({"task": {"name": TASK}}), None).task, fakes=70) == (360, 0)
+
+
 def test_a_config_is_its_own_tables():
     tables = {
         "task": {"name": "vae", "width": 8, "betas": [0.5, 0.9]},
@@ -468,6 +496,11 @@ def test_what_the_machine_decided_stays_unless_asked_otherwise():
     assert (same.run.threads, same.run.device, same.search.rounds) == (2, "cpu", 2)
     asked = earlier_call.inherit(build({"run": {"threads": 1, "device": "cuda"}}), earlier)
     assert (asked.run.threads, asked.run.device) == (1, "cuda")
+    earlier["config"]["judge"]["samples"] = 10_000
+    assert earlier_call.inherit(build({}), earlier).judge.samples == 0
+    del earlier["config"]["judge"]["fakes"]  # of a version that judged by as many reals as fakes
+    assert earlier_call.inherit(build({}), earlier).judge.samples == 10_000
+    assert earlier_call.inherit(build({"judge": {"samples": 9}}), earlier).judge.samples == 9
 
 
 def test_an_earlier_config_is_read_or_refused(tmp_path):

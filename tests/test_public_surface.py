@@ -119,6 +119,7 @@ SECTIONS = {
     "rewind": {"schedule"},
     "judge": {
         "samples",
+        "fakes",
         "validation_samples",
         "sampling_seeds",
         "steps",

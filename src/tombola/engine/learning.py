@@ -181,12 +181,9 @@ def above_floor(plan: Plan, record: Records) -> dict[str, float]:
 
 def _dense(plan: Plan, record: Records) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
     """The dense training of each seed and its judgement, in one precision; not if it diverged."""
-    first = sampled_anew(plan)
-    cells = {
-        cell.seed: cell
-        for cell in plan.cells
-        if cell.kind == "dense" and cell.arm.precision == first.arm.precision
-    }
+    dense = [cell for cell in plan.cells if cell.kind == "dense"]
+    precision = sampled_anew(plan).arm.precision if dense else ""  # none by a ticket of a file
+    cells = {cell.seed: cell for cell in dense if cell.arm.precision == precision}
     for cell in cells.values():
         made = record(cell.evaluate)
         if "values" in made:

@@ -246,7 +246,10 @@ class Output:
             "early_bird": watched(self.plan, self.record, self.arm_label),
             "sampling_sd": sampling_sd(self.plan, self.record),
             "trivial": trivial_values(self.plan, self.record),
-            "settling": settling_shares(self.plan, self.record),
+            "settling": {
+                metric: {str(seed): share for seed, share in shares.items()}
+                for metric, shares in settling_shares(self.plan, self.record).items()
+            },
             "floor": floor.get("values", {}),
             "above_floor": above_floor(self.plan, self.record),
             "judged": {
