@@ -57,6 +57,14 @@ class Narrow(VAE):
         return {**row, "reconstruction": 2 * row["reconstruction"]}
 
 
+class Beside(VAE):
+    """A task that looks at samples beside the images."""
+
+    def judge_loss(self, networks, images, latents, samples):
+        row = super().judge_loss(networks, images, latents, samples)
+        return {**row, "darkness": -samples.flatten(1).mean(1)}
+
+
 class Logits(VAE):
     """A decoder whose answers are no images."""
 
@@ -78,10 +86,11 @@ class Pair(VAE):
 
 
 def test_the_likelihood_is_by_the_tasks_own_model_or_left_out(digits):
-    plain, narrow, logits, pair = (
+    plain, narrow, beside, logits, pair = (
         mean_answer(CONFIG, kind(width=1), digits, RUNTIME, None)["values"]
-        for kind in (VAE, Narrow, Logits, Pair)
+        for kind in (VAE, Narrow, Beside, Logits, Pair)
     )
+    assert beside == plain
     assert narrow["elbo"] == pytest.approx(2 * plain["elbo"])
     assert set(logits) == set(pair) == {"reconstruction_error"}
 

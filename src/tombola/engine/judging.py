@@ -275,7 +275,7 @@ def _measure(
 ) -> tuple[dict[str, float], dict[str, int], Tensor]:
     """All metrics of one network from one pass, counts that are not N, images (N, C, H, W).
 
-    Of a GAN's loss as many reals and fakes are looked at; other losses take latents as noise.
+    A task's own quantities are of as many reals as fakes, which it sees side by side.
     """
     parts: dict[str, list[Tensor]] = {}
     repeats = task.family in RECONSTRUCTING
@@ -289,16 +289,15 @@ def _measure(
             made = task.sample(networks, z[: fakes - start]) if start < fakes else None
             if samples is not None and made is not None:
                 samples.add(to_uint8(made).cpu())
-            n, row = len(images), {}
-            if task.family == "gan":
-                n = min(n, len(made)) if made is not None and start < LOSS_IMAGES else 0
-            if n:
-                beside = made[:n] if made is not None and len(made) >= n else None
-                row = task.judge_loss(networks, images[:n], z[:n], beside)
+            row: dict[str, Tensor] = {}
+            n = min(len(images), 0 if made is None else len(made)) if fakes else len(images)
+            if n and (task.family != "gan" or start < LOSS_IMAGES):
+                beside = made[:n] if made is not None else None
+                row |= task.judge_loss(networks, images[:n], z[:n], beside)
             if again is not None and len(images):
                 repeated = task.reconstruct(networks, images)
                 error = (repeated - images).square().flatten(1).mean(1)
-                row = {**row, "reconstruction_error": error}
+                row["reconstruction_error"] = error
                 again.add(to_uint8(repeated).cpu())
             for name, value in row.items():
                 parts.setdefault(name, []).append(value.double().cpu())
@@ -306,7 +305,8 @@ def _measure(
     values, counts = eye.look(samples, again)
     shown = samples or again
     assert shown is not None
-    counts |= {name: len(v) for name, v in joined.items()}
+    counts |= {{"mean": "active_units"}.get(name, name): len(v) for name, v in joined.items()}
+    counts |= {"elbo": counts["reconstruction"]} if "reconstruction" in counts else {}
     n_of = {name: count for name, count in counts.items() if count != len(eye.reals)}
     return {**_summaries(joined), **values}, n_of, torch.cat(shown.shown)
 

@@ -74,8 +74,7 @@ def mean_answer(
         shown = normalise(part.to(runtime.device))
         errors.append((mean - shown).square().flatten(1).mean(1).double())
         if networks is not None:
-            noise = torch.zeros(len(shown), task.latent, device=runtime.device)
-            unlikely.append(task.judge_loss(networks, shown, noise, None)["reconstruction"])
+            unlikely.append(_scored(task, networks, shown, mean)["reconstruction"])
     values = {"reconstruction_error": float(torch.cat(errors).mean())}
     if unlikely:
         values["elbo"] = -float(torch.cat(unlikely).double().mean())
@@ -97,15 +96,20 @@ def _answering(
     networks = networks_in_eval(task, config, runtime)
     decoders = [name for name in networks if task.role(name) == "decoder"]
     shown = torch.zeros(2, *mean.shape, device=runtime.device)
-    noise = torch.zeros(2, task.latent, device=runtime.device)
     try:
         networks |= {name: _Always(mean) for name in decoders}
         given = task.reconstruct(networks, shown)
-        scored = task.judge_loss(networks, shown, noise, None)
+        scored = _scored(task, networks, shown, mean)
     except Exception:
         return None
     fits = given.shape == shown.shape and bool((given == mean).all())
     return networks if decoders and fits and "reconstruction" in scored else None
+
+
+def _scored(task: Task, networks: Networks, images: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """A task's quantities of images (N, C, H, W), each by its posterior's mean; samples alike."""
+    noise = torch.zeros(len(images), task.latent, device=images.device)
+    return task.judge_loss(networks, images, noise, mean.expand_as(images))
 
 
 def trivial_values(plan: Plan, record: Records) -> dict[str, float]:

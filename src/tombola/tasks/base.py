@@ -155,8 +155,7 @@ class Task:
         vae: ``reconstruction`` and ``kl`` in nats, and ``mean`` (N, latent) for active units;
         gan: ``discriminator_loss`` of held-out reals and fresh fakes; diffusion:
         ``denoising_loss``, by which its course is judged. ``samples``: what ``sample``
-        made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior, and where
-        more reals than samples are judged.
+        made of the latents, (N, C, H, W) in [-1, 1]; None for a task without a prior.
         """
         del networks, images, latents, samples
         return {}
