@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,9 +51,11 @@ HASHES = {
     "train": "0d35e4aa7032cbd38c014ef59d42dbe2",
     "rewind": "94533253fcb860e01405b1e45f52251b",
     "mask": "3fcd6012f92ada2f1051b2e418fbad60",
-    "judge": "4557b4c312f4ba37947fb0575212ff4e",
-    "evaluate": "eb1d4ebe8b02c4c4337feb6f3b18e933",
-    "floor": "6a08ae4c59bb5fd4419a9aa4fb023d85",
+    # The next three are of the order of a hash since schema 2, 4 and 2, and of more samples.
+    "judge": "5146f794781dd48a9dd25895b8f56dcc",
+    "evaluate": "7e8beebd449cc9c2a9b0f433eaf07c48",
+    "floor": "6a27ba5f725363455288fed50875e622",
+    "trivial": "ad47b33dcc24237f49647bd8072feeed",
     "scores": "69be1e872b7327b699ba487a4b9983ec",
     "watch": "8b5fd900cdd54a1e40f90a21720e7f2e",
     "cut": "e5b7a5499a88a0e54e98db25d0a6a292",
@@ -236,7 +239,34 @@ def test_the_defaults_of_the_contract():
     assert (made.prune.networks, made.search.controls) == (("all",), ("reinit", "shuffle"))
     assert made.train.precision == ("fp32",)
     assert made.run.device == "auto"
-    assert (made.judge.samples, Task.judged_samples) == (0, 10_000)
+    assert (made.judge.samples, made.judge.fakes, Task.judged_samples) == (0, 0, 50_000)
+
+
+def test_how_many_samples_are_judged():
+    """As asked; as many as reals; or of a cheap generator five times as many, up to 50,000."""
+    tables = {"task": {"name": "vae", "width": 2}, "run": {"threads": 1, "device": "cpu"}}
+    setting = resolve(build(tables), None)
+
+    def counts(images=360, macs=19_999_999, task=setting.task, **judge):
+        splits = {**setting.images.splits, "judge": torch.zeros(images, 1, 1, 1)}
+        changed = dataclasses.replace(
+            setting,
+            config=build({**tables, "judge": judge}),
+            task=task,
+            images=dataclasses.replace(setting.images, splits=splits),
+            work=dataclasses.replace(setting.work, sample_macs=macs),
+        )
+        return changed.reals, changed.fakes
+
+    assert counts() == (360, 1800)
+    assert counts(10_000) == (10_000, 50_000)
+    assert counts(60_000) == (50_000, 50_000)
+    assert counts(macs=20_000_000) == (360, 360)
+    assert counts(10_000, samples=5000) == (5000, 5000)
+    assert counts(samples=5000) == (360, 360)
+    assert counts(10_000, samples=5000, fakes=7000) == (5000, 7000)
+    assert counts(fakes=70, macs=20_000_000) == (360, 70)
+    assert counts(task=resolve(build({"task": {"name": TASK}}), None).task, fakes=70) == (360, 0)
 
 
 def test_a_config_is_its_own_tables():
@@ -303,6 +333,7 @@ MORE = {
     "prune.networks": ["encoder", "all"],
     "prune.compress": ["0.5", "0.6"],
     "train.precision": ["bf16", "fp32"],
+    "judge.fakes": 20,
     "judge.validation_samples": 20,
     "judge.features": "mine.py:features",
     "judge.downstream": "resnet18",
@@ -310,7 +341,7 @@ MORE = {
     "run.keep": "all",
 }
 """What each value that may differ can become; from an empty one where that alone is free."""
-BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0}
+BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0, "judge.fakes": 0}
 BOTH_WAYS = {"run.workers", "run.keep"}
 
 
@@ -351,6 +382,7 @@ def test_only_some_values_may_change_in_the_same_folder(section, key, tmp_path):
         ("search.method", ["imp"], ["one-shot"]),
         ("prune.networks", ["all"], ["encoder"]),
         ("judge.validation_samples", 20, 30),
+        ("judge.fakes", 20, 30),
         ("judge.features", "a.py:f", "b.py:f"),
     ],
 )
@@ -464,6 +496,11 @@ def test_what_the_machine_decided_stays_unless_asked_otherwise():
     assert (same.run.threads, same.run.device, same.search.rounds) == (2, "cpu", 2)
     asked = earlier_call.inherit(build({"run": {"threads": 1, "device": "cuda"}}), earlier)
     assert (asked.run.threads, asked.run.device) == (1, "cuda")
+    earlier["config"]["judge"]["samples"] = 10_000
+    assert earlier_call.inherit(build({}), earlier).judge.samples == 0
+    del earlier["config"]["judge"]["fakes"]  # of a version that judged by as many reals as fakes
+    assert earlier_call.inherit(build({}), earlier).judge.samples == 10_000
+    assert earlier_call.inherit(build({"judge": {"samples": 9}}), earlier).judge.samples == 9
 
 
 def test_an_earlier_config_is_read_or_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import sys
@@ -20,7 +21,7 @@ from tombola.data.adapt import fit
 from tombola.data.checks import check_source
 from tombola.data.decode import pixels
 from tombola.data.sources import Raw, load_images, native_channels, save_tensor_source
-from tombola.data.splits import SPLITS, data_hash, split_indices
+from tombola.data.splits import SPLITS, Images, data_hash, split_indices
 from tombola.errors import ConfigError, DataError, UserError
 from tombola.registry import DATA
 
@@ -45,6 +46,32 @@ def test_split_indices_follow_the_hash_of_the_index() -> None:
     assert split["judge"].tolist() == sorted(ranked[:7])
     assert split["validation"].tolist() == sorted(ranked[7:12])
     assert split["train"].tolist() == sorted(ranked[12:])
+
+
+def sorted_by_class(count: int, classes: int = 10) -> Images:
+    """Images in the order of their classes, as a folder of class folders gives them."""
+    labels = torch.arange(count) * classes // count
+    images = labels.to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+    splits, numbers = dict.fromkeys(SPLITS, images), dict.fromkeys(SPLITS, labels)
+    return Images("sorted", splits, numbers, classes, "0" * 64, "")
+
+
+@pytest.mark.parametrize("split", ["judge", "validation"])
+def test_the_first_images_of_a_split_are_of_all_classes(split: str) -> None:
+    given = sorted_by_class(2000)
+    whole, labels = given.first(split)
+    assert labels is not None
+    assert sorted(labels.tolist()) == given.labels[split].tolist()  # type: ignore[union-attr]
+    for count in (100, 101, 137, 500, 1999):
+        some, numbers = given.first(split, count)
+        assert numbers is not None
+        assert set(numbers.tolist()) == set(range(10))
+        assert torch.equal(some[:, 0, 0, 0].long(), numbers)  # labels move along
+        assert torch.equal(some, whole[:count])  # fewer are the first of more
+    order = sorted(range(2000), key=lambda i: hashlib.sha256(f"{split}/{i}".encode()).digest())
+    assert labels.tolist() == [i // 200 for i in order]
+    none, no_labels = dataclasses.replace(given, labels={}).first(split, 3)
+    assert (len(none), no_labels) == (3, None)
 
 
 def test_data_hash_is_as_documented_and_sees_labels_and_split() -> None:

@@ -294,12 +294,12 @@ def test_what_is_judged_and_when() -> None:
         "run": {"threads": 1, "workers": 1, "device": "cpu"},
     }
     setting = resolve(build(tables), None)
-    assert setting.judged_samples == 1000
+    assert (setting.judged_samples, setting.fakes) == (1000, 1000)
     assert setting.judge is not None
     assert judged_steps("diffusion", 100) == (80, 100)
     asked = dataclasses.replace(setting, config=build({**tables, "judge": {"samples": 50}}))
-    assert asked.judged_samples == 50
-    assert dataclasses.replace(setting, task=VAE()).judged_samples == 10_000
+    assert (asked.judged_samples, asked.fakes) == (50, 50)
+    assert dataclasses.replace(setting, task=VAE()).judged_samples == 50_000
 
 
 def test_a_diffusion_of_ones_own_has_to_say_its_held_out_loss() -> None:

@@ -74,7 +74,7 @@ def test_a_course_is_judged_at_25_steps_that_the_training_has():
 
 def test_reconstructions_of_validation_images_are_judged():
     images = load_images("digits", (1, 8, 8))
-    pixels = normalise(images.splits["validation"][:100]).double()
+    pixels = normalise(images.first("validation", 100)[0]).double()
     found = course(config(100), Grey(), images, RUNTIME, states({1: 0.5, 2: -0.7, 3: -0.71}), None)
     for step, level in (("1", 0.5), ("2", -0.7), ("3", -0.71)):
         expected = float((pixels - level).square().mean())
@@ -91,7 +91,7 @@ def test_samples_are_held_against_validation_images():
     latents = torch.randn(50, 64, generator=rng(0, "judge-latents", 0))
     made = ((0.1 * latents.reshape(-1, 1, 8, 8).clamp(-10, 10) + 1) * 127.5).round()
     seen, _ = judge.features(made.to(torch.uint8))
-    reals, _ = judge.features(images.splits["validation"][:50])
+    reals, _ = judge.features(images.first("validation", 50)[0])
     expected = frechet_distance(Gaussian.of(reals), Gaussian.of(seen))
     assert found["by_step"]["5"] == pytest.approx(expected, rel=1e-4)
 
@@ -99,9 +99,8 @@ def test_samples_are_held_against_validation_images():
 def test_validation_is_not_taken_for_the_judge_split():
     """Splits of one size have each their own features."""
     images = load_images("digits", (1, 8, 8))
-    other = dataclasses.replace(
-        images, splits={**images.splits, "validation": images.splits["judge"]}, sha256="other"
-    )
+    splits = {**images.splits, "validation": images.splits["judge"]}
+    other = dataclasses.replace(images, splits=splits, labels={}, sha256="other")
     judge = open_judge({"source": "shipped"}, "digits", None)
     task = Grey()
     task.latent = 64

@@ -18,12 +18,14 @@ import helpers
 import in_process
 import standins
 import tombola
+from tombola.data.batches import to_uint8
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier, judging
 from tombola.engine.judging import JudgedState, evaluate, open_judge, save_grid
 from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
+from tombola.metrics.rules import rule_of
 from tombola.recipes.setting import choose_classifier, choose_judge
 from tombola.registry import file_sha256
 from tombola.runs.store import Store
@@ -31,9 +33,11 @@ from tombola.runtime import Runtime, rng
 from tombola.tasks.adversarial import DCGAN
 from tombola.tasks.autoencoding import VAE, LinearAE
 from tombola.tasks.base import Task
-from tombola.training.checkpoint import save_weights
+from tombola.training.checkpoint import load_state, save_weights
+from tombola.training.trainer import load_weights, under
 
 TOY = Path(__file__).parent / "toy_task.py"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 SHARES = {"precision", "recall", "density", "coverage"}
 SMALL = {"workers": 1, "threads": 1, "device": "cpu", "controls": "none", "rate": "0.5"}
 
@@ -170,8 +174,67 @@ def test_a_gans_loss_is_of_the_first_images_and_says_of_how_many(monkeypatch):
     assert asked == [2, 2]
     assert result["n"] == 7
     assert result["n_of"] == {"discriminator_loss": 4}
-    expected = float((reals[:4].double() / 127.5 - 1).mean())
+    first, _ = images_of(reals).first("judge", 4)
+    expected = float((first.double() / 127.5 - 1).mean())
     assert result["values"]["discriminator_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_samples_than_reals_and_fewer(monkeypatch):
+    monkeypatch.setattr(judging, "BATCH", 4)
+    reals = helpers.images(6, (1, 32, 32))
+    spec, shape = {"source": "shipped", "data": "digits"}, {"shape": [1, 32, 32]}
+    asked = []
+
+    class Counted(ConstantVAE):
+        def sample(self, networks, latents):
+            return super().sample(networks, latents).repeat(1, 1, 4, 4)
+
+        def reconstruct(self, networks, images):
+            return torch.ones_like(images) * networks["n"].level
+
+        def judge_loss(self, networks, images, latents, samples):
+            asked.append((len(images), len(latents), None if samples is None else len(samples)))
+            return super().judge_loss(networks, images, latents, samples)
+
+    for fakes, seen in ((9, [(4, 4, 4), (2, 2, 2)]), (3, [(3, 3, 3)])):
+        asked.clear()
+        task = Counted()
+        config = config_of(judge=spec, fakes=fakes, data=shape)
+        given, runtime = images_of(reals, "digits"), Runtime(device=torch.device("cpu"))
+        result, shown = evaluate(config, task, given, runtime, judge_of({5: 0}), {})
+        assert len(shown) == fakes
+        assert asked == seen
+        assert sum(map(len, task._seen)) == fakes
+        counts = {name.partition("-")[0]: n for name, n in result["n_of"].items()}
+        # Shares of neighbours are of as many samples as reals, and need more than five.
+        shares = dict.fromkeys(sorted(SHARES), 6) if fakes > 6 else {}
+        own = ("reconstruction", "kl", "elbo", "active_units") if fakes == 3 else ()
+        assert counts == {"fcd": fakes, "kcd": fakes, "cs": fakes, **dict.fromkeys(own, 3)}
+        assert {name: result["n_of"].get(name, result["n"]) for name in shares} == shares
+        assert (result["n"], result["reals"]) == (6, 6)
+
+
+def test_a_class_sorted_folder_is_judged_by_all_of_its_classes(tmp_path):
+    root = tmp_path / "images"
+    for number in range(10):
+        standins.make_folder(root / f"{number}", 25, size=(8, 8), colour=False)
+        for place in (root / f"{number}").iterdir():
+            Image.new("L", (8, 8), 25 * number).save(place)
+    images = load_images(f"folder:{root}", (1, 8, 8))
+    seen = []
+
+    class Looking(Constant):
+        def reconstruct(self, networks, images):
+            seen.extend(((images[:, 0, 0, 0] + 1) * 127.5 / 25).round().int().tolist())
+            return super().reconstruct(networks, images)
+
+    runtime = Runtime(device=torch.device("cpu"))
+    record, _ = evaluate(config_of(samples=20), Looking(), images, runtime, judge_of({1: 0}), {})
+    classes = images.labels["judge"].unique().tolist()
+    assert (record["reals"], len(images.splits["judge"])) == (20, 25)
+    assert seen == images.first("judge", 20)[1].tolist()
+    assert sorted(set(seen)) == classes
+    assert len(images.labels["judge"][:10].unique()) < len(set(seen[:10]))
 
 
 def test_the_parts_of_the_elbo_and_the_active_units():
@@ -208,8 +271,8 @@ def test_a_vae_with_zero_weights_has_known_values():
 
 def test_at_most_the_asked_number_of_images_is_judged(digits):
     result = measured(Constant(), digits, {1: 0.0}, samples=7)
-    pixels = digits[:7].double() / 127.5 - 1
-    assert result["n"] == 7
+    pixels = images_of(digits).first("judge", 7)[0].double() / 127.5 - 1
+    assert (result["n"], result["reals"]) == (7, 7)
     assert result["values"]["reconstruction_error"] == pytest.approx(float(pixels.square().mean()))
 
 
@@ -309,7 +372,8 @@ def test_features_of_reals_are_kept_for_their_own_data_only(monkeypatch):
     judging._kept.cache_clear()
     first, second = helpers.images(30, (1, 32, 32)), helpers.images(30, (1, 32, 32)) // 2
     for reals, name in ((first, "a"), (first, "a"), (second, "b")):
-        judging._Eye(Counting(), Counting(), reals, None, name).look(first[:20], None)
+        seen_by = judging.Seen(Counting(), Counting()).add(first[:20])
+        judging._Eye(Counting(), Counting(), reals, None, name).look(seen_by, None)
     judging._kept.cache_clear()
     assert seen == [20, 30, 20, 20, 30]
 
@@ -403,11 +467,11 @@ class Repeater(Task):
 
 def test_the_accuracy_of_reconstructions_is_that_of_their_labels():
     digits = load_images("digits", (1, 8, 8))
-    labels = digits.labels["judge"]
+    reals, labels = digits.first("judge", 100)
     spec = {"source": "shipped", "data": "digits"}
     classifier = open_judge(spec, "digits", None)
-    _, probabilities = classifier.features(digits.splits["judge"][:100])
-    right = probabilities.argmax(1) == labels[:100].numpy()
+    _, probabilities = classifier.features(reals)
+    right = probabilities.argmax(1) == labels.numpy()
     _, of_black = classifier.features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     guessed = (labels[60:100] == int(of_black[0].argmax())).sum()
     runtime = Runtime(device=torch.device("cpu"))
@@ -452,8 +516,9 @@ def test_samples_of_a_gan_are_told_apart_by_class(same):
 
     judging._kept.cache_clear()
     eye = judging._Eye(Looking(), classifier, reals, images.labels["judge"], "reals")
-    values = eye.look(reals, None)
+    values, n_of = eye.look(judging.Seen(Looking(), classifier).add(reals), None)
     judging._kept.cache_clear()
+    assert set(n_of.values()) == {300}
     guesses = classifier.features(reals)[1].argmax(1)
     for number in range(10):
         assert values[f"class-{number:02d}"] == (guesses == number).mean()
@@ -513,7 +578,10 @@ def test_data_without_a_judge_train_one_as_a_run(unlabelled):
     assert kinds == {"fcd", "kcd", "cs", "early_stopping_step", *SHARES}
     of_judge = names - SHARES - {"early_stopping_step"}
     assert all(name.split("-")[1:3] == ["folder", "images"] for name in of_judge)
-    assert {row.n for row in unlabelled.rows} == {6}
+    # Six images judge, six validate; of the distance and the score five times as many samples.
+    of_more = {row.n for row in unlabelled.rows if row.metric.startswith(("fcd", "kcd", "cs"))}
+    assert of_more == {30}
+    assert {row.n for row in unlabelled.rows if not row.metric[1:].startswith(("cd", "s-"))} == {6}
 
 
 def test_a_judge_that_fails_its_gate_gives_no_verdict(unlabelled):
@@ -581,28 +649,72 @@ def test_the_judges_own_noise_is_measured_on_one_dense_network(tmp_path, monkeyp
     floor = next(each for each in records(tmp_path / "out") if each["kind"] == "floor")
     assert result.summary["floor"] == floor["values"]
     assert floor["n"] == 40
+    assert result.summary["judged"] == {"reals": 40, "fakes": 40, "floor": 40}
+    fcd = result.summary["primary"]
+    value = next(each["values"] for each in dense if each["config"]["sampling_seed"] == 0)[fcd]
+    least = floor["values"][fcd]
+    assert result.summary["above_floor"][fcd] == pytest.approx(value - least)
+    # What it would get without training: as drawn, and at its rewind point.
+    (early,) = (each for each in records(tmp_path / "out") if each["kind"] == "trivial")
+    assert sorted(early["by_step"]) == ["0", "2"]
+    assert result.summary["trivial"][fcd] == min(row[fcd] for row in early["by_step"].values())
+    assert set(result.summary["trivial"]) == {
+        name for name in spread if rule_of(name) and not name.endswith("-error")
+    }
+    assert early["by_step"]["2"][fcd] == pytest.approx(rewound_fcd(tmp_path / "out"), rel=1e-6)
+    # Of a GAN the course on validation alone has four fifths of the way.
+    (course,) = (each["course"]["by_step"] for each in dense if "course" in each)
+    share = abs(course["25"] - course["20"]) / course["20"]
+    assert result.summary["settling"] == {fcd: {"0": pytest.approx(share)}}
     # Only the first sampling seed is in the table.
     assert len(result.rows) == 2 * (len(spread) + 1)
+
+
+def rewound_fcd(out):
+    """The Frechet distance of the generator as the dense run had it at the rewind point."""
+    store = Store(out / "store")
+    path = next(store.path(n) for n in store.finished() if store.record(n)["kind"] == "rewind")
+    task, images = helpers.TinyGAN(), load_images("digits", (1, 8, 8))
+    networks = task.networks((1, 8, 8))
+    load_weights(networks, under(load_state(path / "state.safetensors")[0], "network."))
+    networks["generator"].eval()
+    latents = judging.latents_of(task, 40, 0)
+    with torch.no_grad():
+        samples = to_uint8(task.sample(networks, latents))
+    judge = open_judge({"source": "shipped"}, "digits", None)
+    seen = (judge.features(each)[0] for each in (images.first("judge", 40)[0], samples))
+    return frechet_distance(*map(Gaussian.of, seen))
 
 
 def test_the_floor_is_the_distance_of_training_images():
     digits = load_images("digits", (1, 32, 32))
     judge = open_judge({"source": "shipped"}, "digits", None)
-    found = judging.floor_of(judge, digits, 300)
-    chosen = torch.randperm(1200, generator=rng(0, "floor"))[:300]
+    found = judging.floor_of(judge, digits, 300, 500)
+    chosen = torch.randperm(1200, generator=rng(0, "floor"))[:500]
     features = [
         judge.features(images, probabilities=False)[0]
-        for images in (digits.splits["judge"][:300], digits.splits["train"][chosen])
+        for images in (digits.first("judge", 300)[0], digits.splits["train"][chosen])
     ]
     expected = frechet_distance(*map(Gaussian.of, features))
     assert found["values"][judge.metrics["frechet"]] == pytest.approx(expected, rel=1e-9)
-    assert found["n"] == 300
+    assert (found["n"], found["reals"]) == (500, 300)
     # Two samples of one distribution: not 0, but far below what a corruption makes of them.
     noise = torch.randint(0, 256, digits.splits["train"][:300].shape, dtype=torch.uint8)
     few = dataclasses.replace(digits, splits={**digits.splits, "train": noise})
-    far = judging.floor_of(judge, few, 360)
+    far = judging.floor_of(judge, few, 360, 360)
     assert far["n"] == 300
     assert 0 < 40 * expected < far["values"][judge.metrics["frechet"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="../shared/data has no mnist")
+def test_the_two_halves_of_mnist_do_not_raise_its_floor():
+    """The first 5,000 of its test images are the cleaner half: in their order it is 0.185."""
+    images = load_images("mnist", (1, 32, 32), data_dir=SHARED)
+    judge = open_judge({"source": "shipped"}, "mnist", None)
+    found = judging.floor_of(judge, images, 5000, 5000)
+    assert (found["n"], found["reals"]) == (5000, 5000)
+    assert 0.05 < found["values"][judge.metrics["frechet"]] < 0.09
 
 
 def test_resnet18_is_trained_beside_the_judge_and_says_what_images_are_of(tmp_path, monkeypatch):
@@ -611,6 +723,9 @@ def test_resnet18_is_trained_beside_the_judge_and_says_what_images_are_of(tmp_pa
     settings = {"judge": {"samples": 40, "sampling_seeds": 1, "downstream": "resnet18", "steps": 2}}
     result = search("TinyGAN", tmp_path / "out", monkeypatch, settings=settings, **options)
     found = records(tmp_path / "out")
+    seeds = {each["config"]["sampling_seed"] for each in found if each["kind"] == "evaluate"}
+    assert seeds == {0, 1, 2}  # fewer tell nothing of the judge's noise, whatever is asked
+    assert result.summary["sampling_sd"]
     (trained,) = (record for record in found if record["kind"] == "judge")
     assert trained["config"]["network"] == "resnet18"
     # It compares nothing, so it need not climb; what it gets wrong counts.
@@ -640,6 +755,14 @@ def test_convergence_is_the_change_over_the_last_fifth(tmp_path, monkeypatch):
         }
     )
     assert mean["judge dense"] < 0
+    dense = [r for r in records(tmp_path / "out") if r["label"].startswith("judge dense")]
+    ends = [[r["course"]["by_step"][step] for step in ("20", "25")] for r in dense]
+    found = result.summary["settling"]
+    assert sorted(found["reconstruction_error"].values()) == pytest.approx(
+        sorted(abs(after - before) / before for before, after in ends)
+    )
+    assert set(found["accuracy"]) == {"0", "1"}
+    assert set(result.summary["trivial"]) == {"reconstruction_error", "accuracy"}
     assert result.summary["sampling_sd"] == {}
     assert result.summary["judge"] is None
     assert result.summary["classifier"]["source"] == "shipped"

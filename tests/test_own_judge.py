@@ -122,7 +122,8 @@ def test_the_distance_is_that_of_the_formula(file):
     assert none is None
     assert features[0].tolist() == pytest.approx([-0.6] * 4)  # 51 / 127.5 - 1
     assert features[1].tolist() == pytest.approx([-0.6, -0.6, -0.6, 1.0])
-    values = judging._Eye(judge, None, reals, None, "f" * 64).look(samples, None)
+    seen = judging.Seen(judge, None).add(samples)
+    values, _ = judging._Eye(judge, None, reals, None, "f" * 64).look(seen, None)
     # Means -0.4 and 0.2; unbiased standard deviations 0.2 and 0.8 times sqrt(16 / 15).
     exact = 4 * (0.6**2 + (0.6 * math.sqrt(16 / 15)) ** 2)
     assert values[f"fcd-{name}"] == pytest.approx(exact, rel=1e-5)
@@ -132,9 +133,8 @@ def test_the_distance_is_that_of_the_formula(file):
 
 def test_logits_give_a_class_score(file):
     judge = own_judge(f"{file}:Quadrants", 4)
-    values = judging._Eye(judge, None, factorial(51, 102), None, "e" * 64).look(
-        factorial(51, 255), None
-    )
+    seen = judging.Seen(judge, None).add(factorial(51, 255))
+    values, _ = judging._Eye(judge, None, factorial(51, 102), None, "e" * 64).look(seen, None)
     assert values[f"cs-{judge.name}"] == pytest.approx(2.0)  # two classes, half of it each, certain
 
 

@@ -73,6 +73,29 @@ def test_by_blocks_is_by_loops(block, monkeypatch):
     assert all(0 < value < 1 for value in shares.values())
 
 
+def test_moments_are_sums_over_pairs(monkeypatch):
+    monkeypatch.setattr(pairs, "BLOCK_VECTORS", 4)
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(11, 5)) + 3, rng.normal(size=(30, 5)) - 1
+    by_moments = compare(Cloud(x), Cloud(y))
+    assert by_moments["kid"] == pytest.approx(by_loops(x, y, 5)["kid"], rel=1e-12)
+    monkeypatch.setattr(pairs, "MOST_DIMENSIONS", 4)
+    by_pairs = compare(Cloud(x), Cloud(y))
+    assert by_moments["kid_error"] == pytest.approx(by_pairs["kid_error"], rel=1e-12)
+    assert by_moments == pytest.approx(by_pairs, rel=1e-9)
+
+
+def test_neighbours_are_of_as_many_fakes_as_reals():
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(60, 3)) + 0.7
+    more, equal = compare(Cloud(x), Cloud(y)), compare(Cloud(x), Cloud(y[:20]))
+    names = ["precision", "recall", "density", "coverage"]
+    assert [more[name] for name in names] == [equal[name] for name in names]
+    assert more["kid"] == pytest.approx(by_loops(x, y, 5)["kid"], rel=1e-12)
+    assert more["kid"] != pytest.approx(equal["kid"], rel=0.01)
+    assert more["kid_error"] < equal["kid_error"]
+
+
 def test_kid_standard_error_is_the_spread_over_repetitions():
     rng = np.random.default_rng(3)
     found = [

@@ -131,6 +131,7 @@ SECTIONS = {
     "rewind": {"schedule"},
     "judge": {
         "samples",
+        "fakes",
         "validation_samples",
         "sampling_seeds",
         "steps",

@@ -271,9 +271,21 @@ def test_costs_count_a_shared_dense_run_once_and_split_search_from_training() ->
 
 def test_spread_keeps_training_and_sampling_seeds_apart() -> None:
     rows = [row("dense", 0, s, v) for s, v in enumerate((1.0, 2.0, 3.0))]
-    table = spread_of(curves_of(rows), {"fid": 0.25}, {"fid": 0.125})
+    summary = {"sampling_sd": {"fid": 0.25}, "floor": {"fid": 0.125}}
+    table = spread_of(curves_of(rows), summary)
     assert table is not None
-    assert table.rows == (("FID", "2", "1\u00a0(3\u00a0seeds)", "0.25", "0.125", "100"),)
+    trained = "1\u00a0(3\u00a0seeds)"
+    assert table.rows == (("FID", "2", trained, "0.25", "0.125", "-", "100"),)
+    assert table.note.endswith("the dense mean less it.")
+    summary |= {"above_floor": {"fid": 1.875}}
+    summary["judged"] = {"reals": 360, "fakes": 1800, "floor": 1200}
+    table = spread_of(curves_of(rows), summary)
+    assert table is not None
+    assert table.rows == (("FID", "2", trained, "0.25", "0.125", "1.875", "100"),)
+    assert table.note.endswith(
+        "Judged by 360 real images. The floor is of all 1,200 training images, fewer than the "
+        "1,800 samples, and so the higher for it."
+    )
 
 
 def test_collapsed_layers_are_named() -> None:

@@ -234,16 +234,24 @@ class RewindSection:
         one_of("rewind.schedule", self.schedule, ("continue", "restart"))
 
 
+MOST_FAKES = 1_000_000
+"""Their latents and features are held together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeSection:
     """``judge.*``: how trained networks are judged."""
 
     samples: int = 0
-    """At most this many real images and as many fakes; 0 = 10,000, or fewer as the task says."""
+    """At most this many real images; 0 = 50,000, or fewer as the task says."""
+    fakes: int = 0
+    """How many samples are compared with them; 0 = as many where ``samples`` is given or an image
+    is dear to make, else five times as many, up to 50,000."""
     validation_samples: int = 2000
-    """At most this many validation images judge a training's course; 0 = it is not judged."""
+    """At most this many validation images, and as many samples, judge a training's course; 0 = it
+    is not judged."""
     sampling_seeds: int = 3
-    """How often one dense network is sampled anew to show the judge's own noise."""
+    """How often one dense network is sampled to show the judge's own noise: 3 times at least."""
     downstream: str = "auto"
     """Which classifier says what images are of: auto (one at hand), judge, resnet18 or none."""
     steps: int = 0
@@ -255,6 +263,7 @@ class JudgeSection:
         if self.features:
             FEATURES.check(self.features)
         integer("judge.samples", self.samples, low=2 if self.samples else 0)
+        integer("judge.fakes", self.fakes, low=2 if self.fakes else 0, high=MOST_FAKES)
         integer("judge.validation_samples", self.validation_samples, low=0)
         if self.validation_samples == 1:
             raise ConfigError("judge.validation_samples got 1; it takes 0, or 2 and more")

@@ -40,7 +40,7 @@ def sample(
     """Write ``n`` images of a model or exported file as PNG files and one grid; returns the paths.
 
     Equal seeds draw equal latents from either kind of file. Autoencoders have no prior: from a
-    model file they reconstruct the first ``n`` images of ``data``'s judge split.
+    model file they reconstruct ``n`` images of ``data``'s judge split, the first by its hash.
     """
     if format_of(path):
         given, make = _of_exported(path, n, seed, task)
@@ -107,10 +107,10 @@ def _judge_images(
         )
     channels, height, width = (int(v) for v in manifest["shape"])
     images = load_images(data or str(name), (channels, height, width), data_dir=data_dir)
-    judged = images.splits["judge"]
-    if n > len(judged):
+    most = len(images.splits["judge"])
+    if n > most:
         raise ConfigError(
-            f"--n got {n}, but {images.name} has {len(judged)} judge images to reconstruct; "
-            f"ask for at most {len(judged)}"
+            f"--n got {n}, but {images.name} has {most} judge images to reconstruct; "
+            f"ask for at most {most}"
         )
-    return judged[:n]
+    return images.first("judge", n)[0]

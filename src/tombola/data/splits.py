@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ class Images:
     note: str
     """How the images were adapted, and what was left out."""
 
+    def first(self, split: str, at_most: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Images of a split and their labels, at most so many of them, in the order of a hash.
+
+        The order of the source says nothing then: of a folder of class folders the first hundred
+        are of all classes. It is the same for every seed, and fewer are the first of more.
+        """
+        images, labels = self.splits[split], self.labels.get(split)
+        chosen = torch.tensor(_ranked(len(images), split)[:at_most])
+        return images[chosen], _take(labels, chosen)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
@@ -65,13 +76,20 @@ def split_indices(count: int, validation: int, judge: int) -> dict[str, Tensor]:
     Images are ranked by the SHA-256 of their index: the first ``judge`` are the judge split, the
     next ``validation`` the validation split. Each split keeps the source's order.
     """
-    ranks = sorted(range(count), key=lambda i: hashlib.sha256(b"split/%d" % i).digest())
+    ranks = _ranked(count, "split")
     cuts = {
         "train": ranks[judge + validation :],
         "validation": ranks[judge : judge + validation],
         "judge": ranks[:judge],
     }
     return {name: torch.tensor(sorted(cut), dtype=torch.int64) for name, cut in cuts.items()}
+
+
+@lru_cache(maxsize=8)
+def _ranked(count: int, word: str) -> tuple[int, ...]:
+    """The numbers below ``count`` in the order of the SHA-256 of ``<word>/<number>``."""
+    digest = {i: hashlib.sha256(f"{word}/{i}".encode()).digest() for i in range(count)}
+    return tuple(sorted(digest, key=digest.__getitem__))
 
 
 def data_hash(splits: dict[str, Tensor], labels: dict[str, Tensor | None]) -> str:

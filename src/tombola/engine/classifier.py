@@ -17,7 +17,7 @@ from torch import Tensor
 from tombola.data.batches import Batches, normalise
 from tombola.data.sources import Images
 from tombola.metrics.features import adapt, load_judge, save_judge
-from tombola.metrics.ladder import gate
+from tombola.metrics.ladder import MAX_TRAIN_IMAGES, gate
 from tombola.models.classifier import (
     NETWORKS,
     RESNET18,
@@ -105,7 +105,10 @@ def train_judge(
     path = folder / "judge.safetensors"
     save_judge(path, model, metadata)
     compares = recipe.network != RESNET18  # that one only says what images are of
-    metadata["gate"] = gate(load_judge(path), images.splits, images.labels, compares=compares)
+    train, _ = images.first("train", MAX_TRAIN_IMAGES)
+    judged, labels = images.first("judge")
+    splits = {"train": train, "judge": judged}
+    metadata["gate"] = gate(load_judge(path), splits, {"judge": labels}, compares=compares)
     save_judge(path, model, metadata)
     return {**metadata, "seconds": seconds}
 

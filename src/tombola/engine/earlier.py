@@ -65,6 +65,7 @@ MAY_DIFFER: Mapping[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("prune", "compress"): (_gains, "it can only gain values"),
     ("train", "precision"): (_gains, "it can only gain values"),
     ("judge", "validation_samples"): (_begins, "it can only change from 0"),
+    ("judge", "fakes"): (_begins, "it can only change from 0"),
     ("judge", "features"): (_begins, "it can only be added"),
     ("run", "workers"): (_is_free, ""),
     ("run", "keep"): (_is_free, ""),
@@ -105,16 +106,23 @@ def first_margins(out: Path, earlier: Told | None) -> dict[str, Any]:
 
 
 def inherit(config: Config, earlier: Told | None) -> Config:
-    """What the machine decided in the first call (device, threads) stays unless asked otherwise."""
+    """What the machine decided in the first call (device, threads) stays unless asked otherwise.
+
+    So does how many images an earlier version judged by, which had another default.
+    """
     if earlier is None:
         return config
-    run = earlier["config"]["run"]
+    run, judge = earlier["config"]["run"], earlier["config"].get("judge", {})
     changes: dict[str, Any] = {}
     if not config.run.threads:
         changes["threads"] = run["threads"]
     if config.run.device == "auto":
         changes["device"] = run["device"]
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+    if "fakes" not in judge and not config.judge.samples:
+        asked = dataclasses.replace(config.judge, samples=judge.get("samples", 0))
+        config = dataclasses.replace(config, judge=asked)
+    return config
 
 
 def watched_groups(config: Config, earlier: Told | None) -> tuple[tuple[str, ...], ...]:

@@ -38,9 +38,10 @@ def course(
 
     The value is the Frechet distance of samples where there is a judge, else the reconstruction
     error; of a diffusion the loss, as samples of 25 states would cost more than its training. All
-    are of the first images of the validation split. No step where none is finite.
+    are of the first validation images, in the order of their hash, and as many samples. No step
+    where none is finite.
     """
-    reals = images.splits["validation"][: config["validation_samples"]]
+    reals, _ = images.first("validation", config["validation_samples"])
     latents = latents_of(task, len(reals), config["sampling_seed"])
     networks = networks_in_eval(task, config, runtime)
     seen = f"{images.sha256}/validation"

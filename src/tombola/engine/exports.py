@@ -163,7 +163,7 @@ class Exports:
     def write_samples(self) -> Iterator[Path]:
         """OUT/samples: the grids of seed 0, one an arm and round, and the originals."""
         if self.tables.setting.task.family == "autoencoder":
-            images = self.tables.setting.images.splits["judge"][: GRID_COLUMNS * GRID_ROWS]
+            images, _ = self.tables.setting.images.first("judge", GRID_COLUMNS * GRID_ROWS)
             (self.tables.out / "samples").mkdir(exist_ok=True)
             picture = io.BytesIO()
             save_grid(picture, images)

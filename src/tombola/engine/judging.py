@@ -28,7 +28,7 @@ from tombola.metrics.features import (
 )
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.own_judge import own_judge
-from tombola.metrics.pairs import Cloud, compare
+from tombola.metrics.pairs import MOST_DIMENSIONS, Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
 from tombola.recipes.thin import new_networks
 from tombola.runtime import Runtime, rng
@@ -46,6 +46,8 @@ LATENT_SEED = 0
 """Latents of sampling seed s are rng(LATENT_SEED, "judge-latents", s) for every network."""
 
 Loader = Callable[[], dict[str, Tensor]]
+Measured = tuple[dict[str, float], dict[str, int]]
+"""Values by metric, and of how many images each is."""
 
 
 def evaluate(
@@ -56,26 +58,28 @@ def evaluate(
     weights: Mapping[int, Loader],
     judges: Mapping[str, Path],
 ) -> tuple[dict[str, Any], Tensor]:
-    """Judge one training at its steps, ascending: a record, and the last one's images (uint8).
+    """Judge one training at its steps, ascending: a record, and the last one's first images.
 
     The record has ``values`` (metric -> judged value: the median over the steps for GANs, else the
-    last), ``by_step`` (step -> metric -> value), ``n`` (images), ``n_of`` (metric -> images, where
-    it is of fewer) and ``step`` (the last).
+    last), ``by_step`` (step -> metric -> value), ``reals`` (how many images are judged by),
+    ``n`` (the same) and ``n_of`` (metric -> images or samples, where it is of others), ``step``
+    (the last).
     ``judges``: the files of those that were trained as runs, by role: ``judge``, which compares
     samples with reals, and ``classifier``, which says what they are.
     """
-    reals = images.splits["judge"][: config["samples"]]
-    latents = latents_of(task, len(reals), config["sampling_seed"])
+    reals, labels = images.first("judge", config["samples"])
+    fakes = config.get("fakes", len(reals)) if task.latent else 0
+    latents = latents_of(task, max(len(reals), fakes), config["sampling_seed"])
     judge, classifier = (
         open_judge(config[role], images.name, judges.get(role), str(runtime.device))
         for role in ("judge", "classifier")
     )
-    eye = _Eye(judge, classifier, reals, images.labels["judge"], images.sha256)
+    eye = _Eye(judge, classifier, reals, labels, images.sha256)
     networks = networks_in_eval(task, config, runtime)
     by_step: dict[str, dict[str, float]] = {}
     for step, load in weights.items():
         load_any_size(networks, load())
-        by_step[str(step)], n_of, made = _measure(task, networks, reals, latents, eye, runtime)
+        by_step[str(step)], n_of, made = _measure(task, networks, latents, fakes, eye, runtime)
     last = max(weights)
     names = by_step[str(last)]
     values = {
@@ -84,8 +88,8 @@ def evaluate(
         else names[name]
         for name in names
     }
-    record = {"values": values, "by_step": by_step, "n": len(reals), "n_of": n_of, "step": last}
-    return record, made
+    counts = {"n": len(reals), "n_of": n_of, "reals": len(reals)}
+    return {"values": values, "by_step": by_step, **counts, "step": last}, made
 
 
 @dataclass(frozen=True)
@@ -125,53 +129,88 @@ class _Eye:
         self.reals, self.labels = reals, labels
         self.data_sha256 = data_sha256
 
-    def look(self, samples: Tensor | None, reconstructions: Tensor | None) -> dict[str, float]:
-        """What the two networks see in uint8 images (N, C, H, W), by metric name."""
+    def look(self, samples: Seen | None, reconstructions: Seen | None) -> Measured:
+        """What the two networks saw, by metric name, and of how many images each."""
         values: dict[str, float] = {}
-        probabilities: Floats | None = None
-        if self.judge is not None and samples is not None:
-            features, probabilities = self.judge.features(samples)
-            values |= self.distances(self.judge, features)
-            if probabilities is not None:
+        n_of: dict[str, int] = {}
+        if samples is not None and samples.features:
+            assert self.judge is not None
+            values, n_of = self.distances(self.judge, np.concatenate(samples.features))
+            if samples.probabilities:
+                probabilities = np.concatenate(samples.probabilities)
                 values[self.judge.metrics["score"]] = inception_score(probabilities)
-        if self.classifier is None:
-            return values
-        if reconstructions is not None and self.labels is not None:
-            labels = self.labels[: len(reconstructions)]
-            values["accuracy"] = accuracy(self.classifier, reconstructions, labels)
-        elif samples is not None:
-            if self.judge is None or self.judge.sha256 != self.classifier.sha256:
-                _, probabilities = self.classifier.features(samples)
-            assert probabilities is not None
-            values |= class_shares(probabilities)
-        return values
+        if reconstructions is not None and reconstructions.classes:
+            assert self.labels is not None
+            classes = np.concatenate(reconstructions.classes)
+            values["accuracy"] = accuracy(classes, self.labels[: len(classes)])
+            n_of["accuracy"] = len(classes)
+        elif samples is not None and samples.classes:
+            values |= class_shares(np.concatenate(samples.classes))
+        made = samples.n if samples is not None else 0
+        return values, {**dict.fromkeys(values, made), **n_of}
 
-    def distances(self, judge: Judge, features: Floats) -> dict[str, float]:
-        """How far features of samples are from those of the reals, by metric name."""
+    def distances(self, judge: Judge, features: Floats) -> Measured:
+        """How far features of samples are from those of the reals, and of how many samples."""
         gaussian, cloud = reals_seen(judge, self.reals, self.data_sha256)
         names = judge.metrics
-        between = compare(cloud, Cloud(features))
+        # Of features of many dimensions the kernel distance is taken of pairs, as the shares are.
+        fakes = Cloud(features if features.shape[1] <= MOST_DIMENSIONS else features[: len(cloud)])
+        between = compare(cloud, fakes)
         renamed = {"kid": names["kernel"], "kid_error": names["error"]}
-        return {
+        values = {
             names["frechet"]: frechet_distance(
                 gaussian, Gaussian.of(features), root=gaussian.root()
             ),
             **{renamed.get(name, name): value for name, value in between.items()},
         }
+        near = min(len(fakes), len(cloud))
+        counts = {**dict.fromkeys(values, near), names["frechet"]: len(features)}
+        return values, counts | dict.fromkeys(renamed.values(), len(fakes))
 
 
-def floor_of(judge: Judge, images: Images, samples: int) -> dict[str, Any]:
-    """What training images score in the place of samples: ``values`` by metric, and ``n`` of them.
+class Seen:
+    """What judge and classifier saw in images that were shown batch by batch; the first few."""
 
-    As many as a generator would be asked for, drawn without repetition (all, where there are
-    fewer). No generator should do better by more than chance: a Frechet distance between samples
-    of this size is not 0 even if both are of one distribution.
+    def __init__(self, judge: Judge | None, classifier: Judge | None) -> None:
+        self.judge, self.classifier = judge, classifier
+        self.n = 0
+        self.features: list[Floats] = []
+        self.probabilities: list[Floats] = []
+        self.classes: list[Floats] = []
+        """The classifier's probabilities."""
+        self.shown: list[Tensor] = []
+
+    def add(self, images: Tensor) -> Seen:
+        """Look at more uint8 images (N, C, H, W)."""
+        if self.n < GRID_COLUMNS * GRID_ROWS:
+            self.shown.append(images)
+        self.n += len(images)
+        probabilities = None
+        if self.judge is not None:
+            features, probabilities = self.judge.features(images)
+            self.features.append(features)
+            if probabilities is not None:
+                self.probabilities.append(probabilities)
+        if self.classifier is not None:
+            if self.judge is None or self.judge.sha256 != self.classifier.sha256:
+                _, probabilities = self.classifier.features(images)
+            assert probabilities is not None
+            self.classes.append(probabilities)
+        return self
+
+
+def floor_of(judge: Judge, images: Images, samples: int, fakes: int) -> dict[str, Any]:
+    """What training images score in the place of ``fakes`` samples, by at most ``samples`` reals.
+
+    ``values`` by metric; ``n``: how many, drawn without repetition, all where there are fewer;
+    ``reals``. No generator should do better by more than chance: a Frechet distance between
+    samples of this size is not 0 even if both are of one distribution.
     """
-    reals, train = images.splits["judge"][:samples], images.splits["train"]
-    chosen = torch.randperm(len(train), generator=rng(0, "floor"))[: len(reals)]
+    (reals, _), train = images.first("judge", samples), images.splits["train"]
+    chosen = torch.randperm(len(train), generator=rng(0, "floor"))[:fakes]
     features, _ = judge.features(train[chosen], probabilities=False)
-    eye = _Eye(judge, None, reals, None, images.sha256)
-    return {"values": eye.distances(judge, features), "n": len(chosen)}
+    values, _ = _Eye(judge, None, reals, None, images.sha256).distances(judge, features)
+    return {"values": values, "n": len(chosen), "reals": len(reals)}
 
 
 def reals_seen(judge: Judge, reals: Tensor, name: str) -> tuple[Gaussian, Cloud]:
@@ -232,40 +271,44 @@ def latents_of(task: Task, n: int, sampling_seed: int) -> Tensor:
 
 
 def _measure(
-    task: Task,
-    networks: Networks,
-    reals: Tensor,
-    latents: Tensor,
-    eye: _Eye,
-    runtime: Runtime,
+    task: Task, networks: Networks, latents: Tensor, fakes: int, eye: _Eye, runtime: Runtime
 ) -> tuple[dict[str, float], dict[str, int], Tensor]:
-    """All metrics of one network from one pass, counts that are not N, images (N, C, H, W)."""
+    """All metrics of one network from one pass, counts that are not N, images (N, C, H, W).
+
+    A task's own quantities are of as many reals as fakes, which it sees side by side.
+    """
     parts: dict[str, list[Tensor]] = {}
-    sampled: list[Tensor] = []
-    repeated: list[Tensor] = []
+    repeats = task.family in RECONSTRUCTING
+    labelled = repeats and eye.labels is not None  # the classifier is for what is made again
+    samples = Seen(eye.judge, None if labelled else eye.classifier) if fakes else None
+    again = Seen(None, eye.classifier if labelled else None) if repeats else None
     with torch.no_grad():
-        for start in range(0, len(reals), BATCH):
-            images = normalise(reals[start : start + BATCH].to(runtime.device))
+        for start in range(0, len(latents), BATCH):
+            images = normalise(eye.reals[start : start + BATCH].to(runtime.device))
             z = latents[start : start + BATCH].to(runtime.device)
-            made = task.sample(networks, z) if task.latent else None
+            made = task.sample(networks, z[: fakes - start]) if start < fakes else None
+            if samples is not None and made is not None:
+                samples.add(to_uint8(made).cpu())
             row: dict[str, Tensor] = {}
-            if task.family != "gan" or start < LOSS_IMAGES:
-                row |= task.judge_loss(networks, images, z, made)
-            if task.family in RECONSTRUCTING:
-                again = task.reconstruct(networks, images)
-                row["reconstruction_error"] = (again - images).square().flatten(1).mean(1)
-                repeated.append(to_uint8(again).cpu())
-            if made is not None:
-                sampled.append(to_uint8(made).cpu())
+            n = min(len(images), 0 if made is None else len(made)) if fakes else len(images)
+            if n and (task.family != "gan" or start < LOSS_IMAGES):
+                beside = made[:n] if made is not None else None
+                row |= task.judge_loss(networks, images[:n], z[:n], beside)
+            if again is not None and len(images):
+                repeated = task.reconstruct(networks, images)
+                error = (repeated - images).square().flatten(1).mean(1)
+                row["reconstruction_error"] = error
+                again.add(to_uint8(repeated).cpu())
             for name, value in row.items():
                 parts.setdefault(name, []).append(value.double().cpu())
     joined = {name: torch.cat(values) for name, values in parts.items()}
-    samples, reconstructions = (torch.cat(each) if each else None for each in (sampled, repeated))
-    values = {**_summaries(joined), **eye.look(samples, reconstructions)}
-    shown = reconstructions if samples is None else samples
+    values, counts = eye.look(samples, again)
+    shown = samples or again
     assert shown is not None
-    n_of = {name: len(v) for name, v in joined.items() if len(v) < len(reals)}
-    return values, n_of, shown
+    counts |= {{"mean": "active_units"}.get(name, name): len(v) for name, v in joined.items()}
+    counts |= {"elbo": counts["reconstruction"]} if "reconstruction" in counts else {}
+    n_of = {name: count for name, count in counts.items() if count != len(eye.reals)}
+    return {**_summaries(joined), **values}, n_of, torch.cat(shown.shown)
 
 
 def _summaries(parts: Mapping[str, Tensor]) -> dict[str, float]:

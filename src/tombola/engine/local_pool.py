@@ -35,6 +35,7 @@ FIRST = {
     "overlap": 3,
     "evaluate": 3,
     "floor": 3,
+    "trivial": 3,
     "judge": 4,
     "watch": 5,
     "train": 5,

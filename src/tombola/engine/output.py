@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.handed_out import name_of, size_of
+from tombola.engine.learning import (
+    above_floor,
+    sampling_sd,
+    settling_shares,
+    trivial_values,
+)
 from tombola.engine.spending import behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
@@ -17,7 +23,7 @@ from tombola.metrics.stability import stability
 from tombola.metrics.verdict.decide import Evidence, summarise
 from tombola.metrics.verdict.evidence import failed_gates, larger_than_cut
 from tombola.metrics.verdict.losses import OWN_ARMS, search_name, searches_in
-from tombola.recipes.cells import Arm, Cell, Plan, sampled_anew, tickets
+from tombola.recipes.cells import Arm, Cell, Plan, tickets
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
@@ -42,7 +48,7 @@ def whole_config(setting: Setting) -> dict[str, dict[str, Any]]:
         **task_options(setting.task),
     }
     tables["train"].update(steps=setting.steps, epochs=0.0)
-    tables["judge"]["samples"] = setting.judged_samples
+    tables["judge"].update(samples=setting.judged_samples, fakes=setting.fakes)
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
     return tables
 
@@ -217,6 +223,7 @@ class Output:
         evidence = self.evidence(costs)
         verdicts = summarise(rows, evidence=evidence)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
+        floor = self.record(self.plan.floor) if self.plan.floor else {}
         return {
             **verdicts,
             "runs": {**runs, "diverged": len(diverged)},
@@ -229,7 +236,18 @@ class Output:
             "stability": self._stability(verdicts["primary"], rows),
             "early_bird": watched(self.plan, self.record, self.arm_label),
             "sampling_sd": dict(evidence.sampling_sd),
-            "floor": self.record(self.plan.floor)["values"] if self.plan.floor else {},
+            "trivial": dict(evidence.trivial),
+            "settling": {
+                metric: {str(seed): share for seed, share in shares.items()}
+                for metric, shares in evidence.settling.items()
+            },
+            "floor": floor.get("values", {}),
+            "above_floor": above_floor(self.plan, self.record),
+            "judged": {
+                "reals": self.setting.reals,
+                "fakes": self.setting.fakes,
+                "floor": floor.get("n", 0),
+            },
             "judge": self._network_behind(self.setting.judge),
             "classifier": self._network_behind(self.setting.classifier),
         }
@@ -244,7 +262,9 @@ class Output:
             ),
             gates=failed_gates(*map(self._network_behind, networks)),
             sizes=larger_than_cut(costs),
-            sampling_sd=self._sampling_sd(),
+            sampling_sd=sampling_sd(self.plan, self.record),
+            trivial=trivial_values(self.plan, self.record),
+            settling=settling_shares(self.plan, self.record),
         )
 
     def once(self, costs: list[CostRow]) -> list[CostRow]:
@@ -294,19 +314,6 @@ class Output:
             for key in searches_in(rows)
         }
         return {name: arms for name, arms in found.items() if arms}
-
-    def _sampling_sd(self) -> dict[str, float]:
-        """Standard deviation over sampling seeds of one dense network, by metric."""
-        if not self.plan.resampled:
-            return {}
-        first = sampled_anew(self.plan).evaluate
-        records = [self.record(name) for name in (first, *self.plan.resampled)]
-        if any("values" not in record for record in records):
-            return {}
-        return {
-            metric: statistics.stdev(record["values"][metric] for record in records)
-            for metric in records[0]["values"]
-        }
 
     def _network_behind(self, spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """What judge or classifier is: its source, and the gates of one that was trained here."""

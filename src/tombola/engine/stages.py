@@ -12,10 +12,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tombola.engine import classifier, early_bird
 from tombola.engine.context import Context, commit, diverged
@@ -24,11 +26,13 @@ from tombola.engine.judging import (
     GRID_COLUMNS,
     GRID_ROWS,
     JudgedState,
+    Loader,
     evaluate,
     floor_of,
     open_judge,
     save_grid,
 )
+from tombola.engine.learning import mean_answer
 from tombola.engine.loop import Loop
 from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
 from tombola.engine.starts import trainer_of
@@ -38,7 +42,7 @@ from tombola.recipes.thin import thinned
 from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
 from tombola.training.checkpoint import load_state, save_state, save_weights
-from tombola.training.trainer import Trainer
+from tombola.training.trainer import Trainer, under
 
 __all__ = ["STAGES", "Context", "execute"]
 
@@ -169,7 +173,8 @@ def evaluation(node: Node, context: Context) -> None:
     record, made = evaluate(config, task, images, runtime, weights, judges)
     if config["grid"]:
         save_grid(part / "grid.png", made[: GRID_COLUMNS * GRID_ROWS])
-    record["by_step"] = {**before.get("by_step", {}), **record["by_step"]}
+    if "reals" in before:  # earlier versions judged by other images
+        record["by_step"] = {**before["by_step"], **record["by_step"]}
     bad = [name for name, value in record["values"].items() if not math.isfinite(value)]
     if bad:
         # Weights can be finite and what they make not: no number stands for such a network.
@@ -193,7 +198,43 @@ def floor(node: Node, context: Context) -> None:
     path = _judge_files(node, context).get("judge")
     judge = open_judge(config["judge"], images.name, path, str(runtime.device))
     assert judge is not None
-    commit(node, context, floor_of(judge, images, config["samples"]))
+    commit(node, context, floor_of(judge, images, config["samples"], config["fakes"]))
+
+
+def trivial(node: Node, context: Context) -> None:
+    """Judge what needs no training: the mean training image, or a dense network's first states."""
+    config = node.config
+    context.store.begin(node.hash)
+    if diverged(context, *node.parents.values()):
+        commit(node, context, {"not_run": True})
+        return
+    runtime, task = context.runtime(config), context.make_task(config)
+    images, judges = context.images(config["data"]), _judge_files(node, context)
+    if "dense" not in node.parents:
+        path, device = judges.get("classifier"), str(runtime.device)
+        labelling = open_judge(config["classifier"], images.name, path, device)
+        commit(node, context, mean_answer(config, task, images, runtime, labelling))
+        return
+    record, _ = evaluate(config, task, images, runtime, _first_states(node, context), judges)
+    commit(node, context, {key: record[key] for key in ("by_step", "n", "n_of", "reals")})
+
+
+def _first_states(node: Node, context: Context) -> dict[int, Loader]:
+    """Step -> what loads the dense network's weights as judged: at step 0 and at rewind points."""
+
+    def begun() -> dict[str, Tensor]:
+        dense = context.store.record(node.parents["dense"])["config"]
+        return trainer_of(dense, context, None).judged_weights()
+
+    def rewound(path: Path) -> dict[str, Tensor]:
+        state, _ = load_state(path / "state.safetensors")
+        return under(state, "network.") | under(state, "average.")
+
+    states: dict[int, Loader] = {0: begun}
+    for role, run in node.parents.items():
+        if role.startswith("rewind-"):
+            states[int(role.removeprefix("rewind-"))] = partial(rewound, context.store.path(run))
+    return dict(sorted(states.items()))
 
 
 def _judge_files(node: Node, context: Context) -> dict[str, Path]:
@@ -245,6 +286,7 @@ STAGES: dict[str, Callable[[Node, Context], None]] = {
     "judge": judge,
     "evaluate": evaluation,
     "floor": floor,
+    "trivial": trivial,
     "watch": early_bird.watch,
     "cut": early_bird.cut,
     "overlap": early_bird.overlaps,

@@ -61,7 +61,9 @@ def gate(
         reasons = ladder_faults(result)
     result["accuracy"] = None
     if wanted_labels is not None:
-        result["accuracy"] = accuracy(judge, splits["judge"], wanted_labels)
+        _, probabilities = judge.features(splits["judge"])
+        assert probabilities is not None
+        result["accuracy"] = accuracy(probabilities, wanted_labels)
         wanted = ACCURACY_GATES.get(str(judge.metadata.get("data")))
         if wanted is not None and not result["accuracy"] >= wanted:
             reasons.insert(0, f"accuracy {result['accuracy']:.4f} is below {wanted}")

@@ -69,6 +69,8 @@ class Plan:
     """Evaluations of one dense network with other sampling seeds."""
     floor: str | None = None
     """The judgement of training images in the place of samples, where samples are compared."""
+    trivial: list[str] = field(default_factory=list)
+    """Judgements of what needs no training: a mean image, a network's first states."""
     earlier: dict[str, str] = field(default_factory=dict)
     """Judgement -> one of the same training that stands in for states that are gone."""
     kept: tuple[str, ...] = ()
@@ -98,6 +100,11 @@ def course_steps(total_steps: int, from_step: int = 0) -> tuple[int, ...]:
     """The steps at which a training's course is judged: of 25 equally spaced those it has."""
     points = _spaced(range(1, JUDGEMENTS + 1), total_steps)
     return tuple(step for step in points if step >= from_step)
+
+
+def four_fifths(total_steps: int) -> int:
+    """The judged step from which on the last fifth of a training is."""
+    return _spaced((20,), total_steps)[0]
 
 
 def _spaced(points: Iterable[int], total_steps: int) -> tuple[int, ...]:

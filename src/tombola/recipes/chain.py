@@ -316,6 +316,7 @@ def evaluation(
         "judge": dict(setting.judge) if setting.judge else None,
         "classifier": dict(setting.classifier) if setting.classifier else None,
         "samples": setting.judged_samples,
+        **({"fakes": setting.fakes} if setting.fakes else {}),
         "validation_samples": 0 if sampling_seed else setting.config.judge.validation_samples,
         "sampling_seed": sampling_seed,
         "grid": seed == 0 and sampling_seed == 0,

@@ -11,9 +11,12 @@ from tombola.recipes.cells import Arm, Plan, sampled_anew
 from tombola.recipes.chain import Chain, evaluation
 from tombola.recipes.setting import Setting
 from tombola.runs.plan import Graph, Node
+from tombola.tasks.base import RECONSTRUCTING
 
 NO_REWIND = (*AT_INIT, "early-bird")
 """Methods of which nothing is rewound."""
+LEAST_SAMPLING_SEEDS = 3
+"""Fewer say nothing of the judge's own noise."""
 
 
 def search(setting: Setting) -> Plan:
@@ -45,9 +48,15 @@ def search(setting: Setting) -> Plan:
     for seed in range(config.seeds):
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).build()
+    judge_besides(setting, plan, judges)
+    return plan
+
+
+def judge_besides(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
+    """Judge what shows how much the numbers of the table can be trusted."""
     resample(setting, plan, judges)
     judge_floor(setting, plan, judges)
-    return plan
+    judge_trivial(setting, plan, judges)
 
 
 def dense(setting: Setting) -> Plan:
@@ -61,7 +70,7 @@ def dense(setting: Setting) -> Plan:
     for seed in range(setting.config.search.seeds):
         for arm in arms:
             Chain(setting, plan, arm, seed, judges).dense_cell()
-    if setting.task.latent and setting.config.judge.sampling_seeds > 1:
+    if setting.task.latent:
         plan.kept = (sampled_anew(plan).train,)
     return plan
 
@@ -131,6 +140,7 @@ def judge_floor(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None
         "data": {"sha256": setting.images.sha256, "shape": list(setting.shape)},
         "judge": dict(setting.judge),
         "samples": setting.judged_samples,
+        "fakes": setting.fakes,
         "device": setting.device,
         "threads": setting.threads,
     }
@@ -143,5 +153,38 @@ def resample(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
     if not setting.task.latent:
         return
     train = sampled_anew(plan).train
-    for sampling_seed in range(1, setting.config.judge.sampling_seeds):
+    for sampling_seed in range(1, max(LEAST_SAMPLING_SEEDS, setting.config.judge.sampling_seeds)):
         plan.resampled.append(evaluation(setting, plan.graph, train, judges, 0, sampling_seed))
+
+
+def judge_trivial(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
+    """Judge what needs no training: the mean training image, and the dense network's first states.
+
+    Samples are of seed 0 at step 0 and at every rewind point, as many as of what is trained.
+    """
+    train = sampled_anew(plan).train
+    config = {
+        **{key: plan.graph[train].config[key] for key in ("task", "data")},
+        "samples": setting.judged_samples,
+        "device": setting.device,
+        "threads": setting.threads,
+    }
+    classifier = dict(setting.classifier) if setting.classifier else None
+    if setting.task.family in RECONSTRUCTING:
+        own = {**config, "judge": None, "classifier": classifier}
+        parents = {role: run for role, run in judges.items() if role == "classifier"}
+        label = "judge the mean training image"
+        plan.trivial.append(plan.graph.add(Node("trivial", own, parents, label)))
+    if setting.judge is not None:
+        own = {**config, "judge": dict(setting.judge), "classifier": None}
+        own |= {"fakes": setting.fakes, "sampling_seed": 0}
+        parents = {role: run for role, run in judges.items() if role == "judge"}
+        parents |= {
+            f"rewind-{node.config['step']}": node.hash
+            for node in plan.graph
+            if node.kind == "rewind" and node.parents["dense"] == train
+        }
+        label = "judge the dense network before it is trained"
+        plan.trivial.append(
+            plan.graph.add(Node("trivial", own, {"dense": train, **parents}, label))
+        )

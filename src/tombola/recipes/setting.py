@@ -16,7 +16,7 @@ from tombola.data.batches import Batches
 from tombola.data.sources import Images, load_images, native_channels
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import find_inception, shipped_judge
-from tombola.metrics.own_judge import try_own_judge
+from tombola.metrics.own_judge import TRIED, try_own_judge
 from tombola.metrics.rules import rule_of
 from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
@@ -32,6 +32,10 @@ from tombola.values import parse_rewind
 
 MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
 """Longer trainings and larger batches are a slip of the hand."""
+CHEAP_MACS = 20_000_000
+"""Below so many multiply-adds an image more samples than reals are judged."""
+FAKES_A_REAL = 5
+"""So many samples for each real then: by few reals no number of samples makes a distance exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,27 @@ class Setting:
 
     @property
     def judged_samples(self) -> int:
-        """At most so many reals and as many fakes are judged: as asked, else as the task says."""
+        """At most so many reals are judged by: as asked, else as the task says."""
         return self.config.judge.samples or self.task.judged_samples
+
+    @property
+    def reals(self) -> int:
+        """By how many real images is judged."""
+        return min(self.judged_samples, len(self.images.splits["judge"]))
+
+    @property
+    def fakes(self) -> int:
+        """How many samples are compared with them; 0 for a task without a prior.
+
+        As asked. Else as many as reals where their number was asked for or an image is dear, and
+        otherwise FAKES_A_REAL times as many, up to the task's number: 50,000 by 10,000 reals.
+        """
+        judge, task = self.config.judge, self.task
+        if not task.latent or judge.fakes:
+            return judge.fakes if task.latent else 0
+        if judge.samples or self.work.sample_macs >= CHEAP_MACS:
+            return self.reals
+        return min(task.judged_samples, FAKES_A_REAL * self.reals)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -300,7 +323,7 @@ def choose_judge(task: Task, images: Images, features: str = "") -> dict[str, An
             )
         return None
     if features:
-        return try_own_judge(features, images.splits["judge"])
+        return try_own_judge(features, images.first("judge", TRIED)[0])
     inception = find_inception()
     if inception is not None:
         return {"source": "inception"}

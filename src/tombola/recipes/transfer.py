@@ -105,7 +105,7 @@ def between(settings: Mapping[str, Setting], routes: Sequence[Route]) -> dict[st
         for route in routes:
             made[route.target].take(route, made[route.source])
     for name, plan in plans.items():
-        _judge_besides(settings[name], plan, judges[name])
+        recipes.judge_besides(settings[name], plan, judges[name])
     return plans
 
 
@@ -139,7 +139,7 @@ def from_file(setting: Setting, route: Route, facts: TicketFacts) -> Plan:
         }
         for kind, train in trained.items():
             masks.put(train, kind, facts.round, arm, facts.rewind_step, ticket=node)
-    _judge_besides(setting, plan, judges)
+    recipes.judge_besides(setting, plan, judges)
     return plan
 
 
@@ -276,8 +276,3 @@ def _own_arm(setting: Setting) -> Arm:
 
 def _foreign_arm(route: Route, source: Setting) -> Arm:
     return dataclasses.replace(_own_arm(source), networks=route.networks)
-
-
-def _judge_besides(setting: Setting, plan: Plan, judges: Mapping[str, str]) -> None:
-    recipes.resample(setting, plan, judges)
-    recipes.judge_floor(setting, plan, judges)

@@ -177,9 +177,7 @@ class _Page:
                 {family: self.focus_of(family) for family in self.families},
                 sum(len(plot[part]) for plot in drawn for part in ("wide", "narrow", "csv")),
             ),
-            "spread": tables.spread_of(
-                self.curves, self.summary.get("sampling_sd"), self.summary.get("floor")
-            ),
+            "spread": tables.spread_of(self.curves, self.summary),
             "sampled": bool(self.summary.get("sampling_sd") or self.summary.get("floor")),
             "classes": tables.classes_of(self.rows, self.searches, self.focus),
             "comparisons": comparisons_of(self.summary.get("comparisons"), self.primary),
@@ -290,6 +288,13 @@ class _Page:
         found = (self.summary.get("floor") or {}).get(metric)
         return found if isinstance(found, int | float) else None
 
+    @property
+    def floor_of(self) -> str:
+        """How many training images the floor is of: as many as samples, where there are enough."""
+        judged = self.summary.get("judged") or {}
+        few = 0 < judged.get("floor", 0) < judged.get("fakes", 0)
+        return f"All {judged['floor']:,}" if few else "As many"
+
     def words(self, curves: Sequence[Curve], label: str, verdict: Mapping[str, Any]) -> list[str]:
         """What stands under a plot, in sentences."""
         seeds = max((len(p.values) for c in curves for p in c.points), default=0)
@@ -306,8 +311,8 @@ class _Page:
         floor = self.floor(curves[0].metric) if curves else None
         if floor is not None:
             words.append(
-                f"As many training images get {tables.number(floor)}: the floor, dotted where it "
-                "lies within the frame."
+                f"{self.floor_of} training images get {tables.number(floor)}: the floor, dotted "
+                "where it lies within the frame."
             )
         if len(self.families) == 1 and bracket_of(verdict)[0] is not None:
             words.append(

@@ -259,36 +259,40 @@ def spread_text(point: Point) -> str:
     return f"{number(point.mean)}{half}{f' ({lost})' if lost else ''}"
 
 
-def spread_of(
-    curves: Mapping[str, Sequence[Curve]],
-    sampling_sd: Mapping[str, Any] | None,
-    floor: Mapping[str, Any] | None,
-) -> Table | None:
+def spread_of(curves: Mapping[str, Sequence[Curve]], summary: Mapping[str, Any]) -> Table | None:
     """How much the dense network varies, over training seeds and sampling seeds, and the floor."""
     rows = []
+    sampling_sd, floor, above, judged = (
+        summary.get(key) or {} for key in ("sampling_sd", "floor", "above_floor", "judged")
+    )
     for metric, found in curves.items():
         dense = next((curve.points[0] for curve in found if curve.arm == DENSE), None)
         if dense is None:
             continue
-        sampled = (sampling_sd or {}).get(metric)
+        sampled = sampling_sd.get(metric)
         values = dense.values
         mean = interval(values).mean
         squares = math.fsum((value - mean) ** 2 for value in values)
         sd = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan
         trained = f"{number(sd, 2)}\u00a0({len(values)}\u00a0seeds)"
         images = f"{dense.n:,}" if dense.n else NONE
-        least = number((floor or {}).get(metric))
+        least = (number(floor.get(metric)), number(above.get(metric)))
         rows.append(
-            (metric_label(metric), number(mean), trained, number(sampled, 2), least, images)
+            (metric_label(metric), number(mean), trained, number(sampled, 2), *least, images)
         )
     if not rows:
         return None
     columns = ("metric", "dense mean", "SD over training seeds", "SD over sampling seeds",
-               "training images instead", "images")  # fmt: skip
+               "training images instead", "above the floor", "images")  # fmt: skip
     note = ("Training seeds: dense networks trained anew. Sampling seeds: one dense network judged "
             "anew on other latents; a dash where nothing is drawn. Training images instead of "
-            "samples: the floor of so small a sample, which no generator beats but by "
-            "chance.")  # fmt: skip
+            "samples: the floor of so small a sample, which no generator beats but by chance; "
+            "above the floor: the dense mean less it.")  # fmt: skip
+    if judged.get("reals"):
+        note += f" Judged by {judged['reals']:,} real images."
+    if 0 < judged.get("floor", 0) < judged.get("fakes", 0):
+        note += (f" The floor is of all {judged['floor']:,} training images, fewer than the "
+                 f"{judged['fakes']:,} samples, and so the higher for it.")  # fmt: skip
     return Table("Two kinds of spread, kept apart", columns, tuple(rows), note)
 
 

@@ -63,8 +63,8 @@ class Task:
     """Preset name -> option values; also ``steps`` or ``epochs``, the default training length."""
     roles: ClassVar[Mapping[str, str]] = {}
     """Network name -> role: encoder, decoder, generator or discriminator (default: its name)."""
-    judged_samples: ClassVar[int] = 10_000
-    """What ``judge.samples`` is where the user names no number."""
+    judged_samples: ClassVar[int] = 50_000
+    """At most so many reals, and as many samples, are judged where the user names no number."""
     _added: ClassVar[tuple[str, ...]] = ()
     """Options that came later: at their default they are left out of the names of runs."""
 
