@@ -16,6 +16,7 @@ from typing import NoReturn
 import tombola
 from tombola.errors import ConfigError, UserError, unknown
 from tombola.hub import is_hub, resolve
+from tombola.streams import careful, open_streams
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 TO_COME = {
@@ -42,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code of the contract (0, 1, 2 or 130)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    open_streams()
+    with contextlib.redirect_stderr(careful(sys.stderr)):
+        return _answered(arguments)
+
+
+def _answered(arguments: list[str]) -> int:
+    """The exit code, whatever happens; one line on stderr if it is not the answer."""
     try:
         return _run(arguments)
     except UserError as error:
@@ -207,7 +215,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     figure.add_argument("--json", action="store_true", help="print one JSON object")
     listing = command("list", "What exists: tasks, data, methods or metrics.")
-    listing.add_argument("what", choices=("tasks", "data", "methods", "metrics"))
+    what = ("tasks", "data", "methods", "metrics")
+    listing.add_argument("what", nargs="?", choices=what, help="default: all of them")
     listing.add_argument("--json", action="store_true", help="print a JSON list")
     doctor = command("doctor", "Device, versions, data and judge files: found or missing.")
     doctor.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")

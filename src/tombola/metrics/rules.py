@@ -21,6 +21,21 @@ CURVE_ONLY = (
 """Metrics that are drawn but never judged; so is any metric without a rule."""
 PRIMARY_ORDER = ("fid", "fcd", "reconstruction_error", "elbo")
 """Kinds of metrics that decide a search, the first that was measured."""
+_PLAIN = {
+    "reconstruction_error": "reconstruction error",
+    "elbo": "ELBO",
+    "fid": "FID",
+    "kid": "KID",
+    "is": "inception score",
+    "fcd": "Frechet classifier distance",
+    "kcd": "kernel classifier distance",
+    "cs": "classifier score",
+    "kl": "KL divergence",
+    "accuracy": "downstream accuracy",
+    "confident": "share of clear samples",
+    "early_stopping_step": "early-stopping step",
+}
+"""Kind of a metric -> its name in words, where that is more than without underscores."""
 _JUDGE_NAME = re.compile(r"(fcd|kcd|cs)-.+-[0-9a-f]{8}")
 
 
@@ -58,6 +73,12 @@ def metric_kind(metric: str) -> str:
     """``fcd-mnist-1a2b3c4d`` -> ``fcd`` (kcd, cs alike); any other name is its own kind."""
     named = _JUDGE_NAME.fullmatch(metric)
     return named[1] if named else metric
+
+
+def plain_name(metric: str) -> str:
+    """A metric's name in words, without its judge: ``reconstruction error``."""
+    kind = metric_kind(metric)
+    return _PLAIN.get(kind, kind.replace("_", " "))
 
 
 def by_importance(metric: str) -> tuple[int, str]:

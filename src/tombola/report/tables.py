@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tombola.metrics.rules import plain_name
 from tombola.metrics.sentences import margin_text, percent
 from tombola.metrics.statistics import SearchKey, interval, metric_kind
 from tombola.report.curves import (
@@ -31,22 +32,9 @@ from tombola.report.families import (
     siblings,
 )
 from tombola.runs.results import DIVERGED, NOT_RUN, Row
+from tombola.runs.unfinished import so_far
 
 NONE = "-"
-_LABELS = {
-    "reconstruction_error": "reconstruction error",
-    "elbo": "ELBO",
-    "fid": "FID",
-    "kid": "KID",
-    "is": "inception score",
-    "fcd": "Frechet classifier distance",
-    "kcd": "kernel classifier distance",
-    "cs": "classifier score",
-    "kl": "KL divergence",
-    "accuracy": "downstream accuracy",
-    "confident": "share of clear samples",
-    "early_stopping_step": "early-stopping step",
-}
 
 
 @dataclass(frozen=True)
@@ -61,8 +49,7 @@ class Table:
 
 def metric_label(metric: str) -> str:
     """A metric's name in words: ``fcd-mnist-1a2b3c4d`` keeps its judge in brackets."""
-    kind = metric_kind(metric)
-    name = _LABELS.get(kind, kind.replace("_", " "))
+    kind, name = metric_kind(metric), plain_name(metric)
     return name if kind == metric else f"{name} ({metric.removeprefix(kind + '-')})"
 
 
@@ -101,7 +88,7 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in a sentence: that of the primary metric of the first search.
+    """The verdict in a sentence, so far: that of the primary metric of the first search.
 
     Of several compress values of that search it is told over all of them: see ``over_compress``.
     """
@@ -115,7 +102,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     text = str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
     chosen = key_named(names[headline_of(family)]) if len(family) > 1 else None
     named = found.get("state") == "wins" or found.get("matches_up_to") is not None
-    return f"Compress {chosen.compress:g}: {text}" if chosen is not None and named else text
+    text = f"Compress {chosen.compress:g}: {text}" if chosen is not None and named else text
+    return so_far(summary, text)
 
 
 def as_shown(
