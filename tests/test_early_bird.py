@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import in_process
 import tombola
 from helpers import WideGAN, same
 from tombola.cli import main
-from tombola.engine import early_bird, loop
+from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
 from tombola.engine.early_bird import packed, unpacked
 from tombola.engine.progress import Progress
@@ -691,3 +692,23 @@ def test_a_note_is_a_line_on_stderr(capfd):
 
     Bar().note("too few masks")
     assert capfd.readouterr() == ("", "note: too few masks\n")
+
+
+def test_there_are_tables_before_the_search_is_whole(found, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out", []
+    shutil.copytree(found.out, out)
+
+    def parts(setting, plan, store, fields, *, lock, meanwhile):
+        order = [node.hash for node in plan.graph]
+        for count in range(len(order) // 8, len(order), len(order) // 8):
+            meanwhile._done = set(order[:count])
+            meanwhile._tables.write()
+            summary = json.loads((out / "summary.json").read_text())
+            seen.append((summary["progress"]["done"], len(summary["early_bird"])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "carry_graph", parts)
+    with pytest.raises(KeyboardInterrupt):
+        find(out, monkeypatch)
+    assert seen == sorted(seen)
+    assert (seen[0][1], seen[-1][1]) == (0, 2)

@@ -42,6 +42,7 @@ class Bar(Progress):
                 unit_scale=True,
                 file=self._stream if self._moves else _Lines(self._stream),
                 dynamic_ncols=self._moves,
+                position=0,
                 mininterval=MOVES_SECONDS if self._moves else LINES_SECONDS,
                 miniters=1,
                 smoothing=0.05,

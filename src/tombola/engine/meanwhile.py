@@ -92,7 +92,10 @@ class Meanwhile:
             self.progress.note(
                 f"the results so far could not be written ({self._failed}); the search goes on"
             )
-        if not self._tell(node.hash):
+        cells = [(plan, cell) for plan in self._plans for cell in plan.cells]
+        if cells != self._labelled:  # plans may change on the way
+            self._labelled, self._labels = cells, labels_of(self._plans)
+        if node.hash not in self._labels:
             return
         with self._changed:
             self._tables.due = True
@@ -100,26 +103,20 @@ class Meanwhile:
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_writing, daemon=True)
             self._thread.start()
+        self._tell(*next(each for each in cells if each[1].evaluate == node.hash))
 
-    def _tell(self, evaluate: str) -> bool:
-        """Tell of the training that a run has judged; whether there is one."""
-        cells = [(plan, cell) for plan in self._plans for cell in plan.cells]
-        if cells != self._labelled:  # plans may change on the way
-            self._labelled, self._labels = cells, labels_of(self._plans)
-        if evaluate not in self._labels:
-            return False
-        plan, cell = next(each for each in cells if each[1].evaluate == evaluate)
+    def _tell(self, plan: Plan, cell: Cell) -> None:
+        """Tell of a training that was judged, beside the dense one."""
         dense = dense_of(plan, cell)
-        beside = None if dense in (None, evaluate) or dense not in self._done else dense
+        beside = None if dense in (None, cell.evaluate) or dense not in self._done else dense
         self.progress.judged(
             judgement(
-                self._labels[evaluate],
+                self._labels[cell.evaluate],
                 max(map(len, self._labels.values())),
-                self._store.record(evaluate),
+                self._store.record(cell.evaluate),
                 self._store.record(beside) if beside else None,
             )
         )
-        return True
 
     def _known(self) -> Known:
         done, graph = frozenset(self._done), self._plans[0].graph
