@@ -31,6 +31,7 @@ def run_here(work: local_pool.Work) -> list[str]:
     context = Context(**fields, progress=work.progress, expect=work.expect)
     todo = work.graph.missing(work.store.finished())
     for node in todo:
+        work.started(node)
         execute(node, context)
         work.finished(node)
     return [node.hash for node in todo]

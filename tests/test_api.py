@@ -17,7 +17,7 @@ import in_process
 import tombola
 from tombola import api
 from tombola.engine import loop
-from tombola.engine.search import Progress
+from tombola.engine.progress import Progress
 from tombola.errors import ConfigError, TicketError
 from tombola.registry import TASKS
 from tombola.runtime import rng

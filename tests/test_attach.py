@@ -204,7 +204,7 @@ def test_an_average_that_fits_two_networks_must_be_named(begin):
         tombola.attach(networks, ema={"c": nn.Linear(2, 2)})
 
 
-def test_wrapped_networks_go_by_their_plain_names(begin):
+def test_wrapped_networks_go_by_their_metric_wordss(begin):
     networks = pair()
     ticket = ticket_for(networks)
     part = begin("ticket", ticket=ticket)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -214,8 +215,44 @@ def test_the_tasks_with_their_networks_and_sizes():
     ],
 )
 def test_lists_name_what_is_built(what, names):
-    assert call("list", what)[1].splitlines() == names
+    assert [line.split()[0] for line in call("list", what)[1].splitlines()] == names
     assert [entry["name"] for entry in json.loads(call("list", what, "--json")[1])] == names
+
+
+def test_the_lists_say_what_each_task_and_source_is():
+    code, out, _ = call("list")
+    lines = out.splitlines()
+    assert code == 0
+    assert (
+        "  linear-ae     The paper's linear autoencoder for MNIST: 784-128-64-12-3 and back "
+        "(219,891 parameters). Quick: 400 steps."
+    ) in lines
+    assert any(re.match(r"  beta-vae .* Quick: 1,200 steps\.$", line) for line in lines)
+    assert "  folder:PATH  Any tree of images." in lines
+    assert "  imp, one-shot, early-bird, snip, grasp, synflow, random" in lines
+    for name in registry.TASKS.names():
+        preset = registry.TASKS.load(name).presets["quick"]
+        assert f"Quick: {preset['steps']:,} steps." in next(
+            line for line in lines if line.startswith(f"  {name} ")
+        )
+    whole = json.loads(call("list", "--json")[1])
+    assert list(whole) == ["data", "methods", "metrics", "tasks"]
+
+
+def test_a_file_without_a_class_says_which_it_has(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "raise SystemExit\n"
+        "class Net(nn.Module): pass\n"
+        "class Mine(tasks.Task): pass\n"
+        "class Deep(Mine): pass\n"
+        "class Other(DCGAN): pass\n"
+    )
+    code, _, err = call("find", path)
+    meant = f"{path}:Mine or {path}:Deep or {path}:Other"
+    assert (code, err) == (2, f"error: task {str(path)!r} is a file; did you mean {meant}?\n")
+    example = Path(__file__).parent.parent / "examples" / "my_gan.py"
+    assert call("find", example)[2].endswith(f"did you mean {example}:MyGAN?\n")
 
 
 def test_the_list_of_metrics_has_every_metric_that_is_measured():

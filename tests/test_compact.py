@@ -720,7 +720,7 @@ def test_errors_of_a_file_of_other_shapes(change, words: str) -> None:
 def test_masks_of_a_cut_are_of_parameters_that_lose_something() -> None:
     network, cut = cut_small()
     masks = cut.masks({"n": network})
-    assert masks.keys() == plain_names(network) - {"n.8.bias"}
+    assert masks.keys() == metric_wordss(network) - {"n.8.bias"}
     assert masks["n.0.weight"].sum() == 4 * 27
     assert masks["n.5.weight"].sum() == 4 * 2 * 9
     whole = Cut.of([([], torch.ones(3, dtype=torch.bool))])
@@ -732,7 +732,7 @@ def test_masks_of_a_cut_are_of_parameters_that_lose_something() -> None:
         assert leaf[mask].any()
 
 
-def plain_names(network: nn.Module) -> set[str]:
+def metric_wordss(network: nn.Module) -> set[str]:
     return {f"n.{name}" for name in plain_parameters(network)}
 
 

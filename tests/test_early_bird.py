@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tombola.cli import main
 from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
 from tombola.engine.early_bird import packed, unpacked
-from tombola.engine.search import Progress
+from tombola.engine.progress import Progress
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError
 from tombola.runs.plan import Node
@@ -471,7 +472,7 @@ def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
     assert notes(steps=19) != []
 
     heard = []
-    monkeypatch.setattr(search.Progress, "note", lambda self, text: heard.append(text))
+    monkeypatch.setattr(Progress, "note", lambda self, text: heard.append(text))
     result = find(tmp_path / "found", monkeypatch, compress="0.5", controls="none", steps=12)
     assert heard == [line]
     words = " ".join((result.out / "report.html").read_text().split())
@@ -671,9 +672,8 @@ def test_a_bar_grows_and_shrinks_with_what_is_expected(capfd):
     bar.expect(-20)
     bar.advance(6)
     bar.end()
-    last = capfd.readouterr().err.replace("\n", "\r").split("\r")[-2]
-    assert last.startswith(" 50% |")
-    assert "10.0/20.0 steps" in last
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(" 50%  10.0/20.0 steps, ")
 
 
 def test_a_dry_run_says_of_thin_flops_that_it_is_longer(tmp_path, monkeypatch, capsys):
@@ -692,3 +692,23 @@ def test_a_note_is_a_line_on_stderr(capfd):
 
     Bar().note("too few masks")
     assert capfd.readouterr() == ("", "note: too few masks\n")
+
+
+def test_there_are_tables_before_the_search_is_whole(found, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out", []
+    shutil.copytree(found.out, out)
+
+    def parts(setting, plan, store, fields, *, lock, meanwhile):
+        order = [node.hash for node in plan.graph]
+        for count in range(len(order) // 8, len(order), len(order) // 8):
+            meanwhile._done = set(order[:count])
+            meanwhile._tables.write()
+            summary = json.loads((out / "summary.json").read_text())
+            seen.append((summary["progress"]["done"], len(summary["early_bird"])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "carry_graph", parts)
+    with pytest.raises(KeyboardInterrupt):
+        find(out, monkeypatch)
+    assert seen == sorted(seen)
+    assert (seen[0][1], seen[-1][1]) == (0, 2)

@@ -221,7 +221,7 @@ def test_bfloat16_weights() -> None:
     assert not pruned_values(module, masks).any()
 
 
-def test_wrapped_networks_take_plain_names() -> None:
+def test_wrapped_networks_take_metric_wordss() -> None:
     module = net()
     masks = half(module)
     Hold({"net": nn.DataParallel(torch.compile(module, backend="eager"))}, masks).apply()

@@ -68,7 +68,7 @@ def test_wrappers_add_nothing_to_the_names(wrap: object) -> None:
     assert list(plain_state(wrap(net()))) == list(net().state_dict())
 
 
-def test_wrapped_part_of_a_network_has_the_plain_name() -> None:
+def test_wrapped_part_of_a_network_has_the_metric_words() -> None:
     outer = nn.Sequential(torch.compile(net(), backend="eager"), nn.Linear(3, 1))
     assert "0.0.weight" in plain_state(outer)
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tombola.metrics.transfers import transfer_verdicts
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve
 from tombola.recipes.trial import task_options
+from tombola.report.page import write_report
 from tombola.runs.plan import Node
 from tombola.runs.results import Row, read_costs
 from tombola.runs.store import Store
@@ -830,3 +832,30 @@ def test_rows_of_one_way_are_told_from_those_of_another():
         ("dense", 1.0, "g"),
         ("transferred", 3.0, "g"),
     ]
+
+
+def test_a_matrix_has_tables_before_it_is_whole(matrix, tmp_path, here, monkeypatch):
+    out, seen = tmp_path / "out", []
+    shutil.copytree(matrix, out)
+
+    def parts(setting, plan, store, fields, *, lock, meanwhile):
+        order = [node.hash for node in plan.graph]
+        for count in range(len(order) // 6, len(order), len(order) // 6):
+            meanwhile._done = set(order[:count])
+            meanwhile._tables.write()
+            summary = json.loads((out / "summary.json").read_text())
+            sentences = [
+                verdict["sentence"]
+                for route in summary["transfer"]["routes"]
+                for verdict in route["metrics"].values()
+            ]
+            begin = "In progress, {done} of {of} trainings: ".format(**summary["progress"])
+            assert all(sentence.startswith(begin) for sentence in sentences)
+            seen.append((summary["progress"]["done"], len(sentences)))
+        assert "In progress, " in write_report(out).read_text()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transferring, "carry_graph", parts)
+    assert cli.main([*MATRIX, "--out", str(out)]) == 130
+    assert seen == sorted(seen)
+    assert seen[0][1] < seen[-1][1]

@@ -17,7 +17,8 @@ from tombola.data.checks import check_source
 from tombola.data.sources import native_channels, save_tensor_source
 from tombola.engine import search
 from tombola.engine.earlier import DENSE, SEARCH
-from tombola.engine.search import Progress, Request, Result
+from tombola.engine.progress import Progress
+from tombola.engine.search import Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.hub import resolve
 from tombola.limits import before_rivals, one_way
@@ -264,7 +265,7 @@ def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -
 
 def carry_out(request: Request, progress: Progress | None = None) -> Result:
     """Run a request and write its report."""
-    result = search.run(request, progress)
+    result = search.run(request, progress, write_report)
     write_report(request.out)
     return result
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from tombola.errors import ConfigError, UserError, unknown
 from tombola.hub import is_hub, resolve
 from tombola.parser import build_parser
+from tombola.streams import careful, open_streams
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 TO_COME = {
@@ -34,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code of the contract (0, 1, 2 or 130)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    open_streams()
+    with contextlib.redirect_stderr(careful(sys.stderr)):
+        return _answered(arguments)
+
+
+def _answered(arguments: list[str]) -> int:
+    """The exit code, whatever happens; one line on stderr if it is not the answer."""
     try:
         return _run(arguments)
     except UserError as error:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tombola import config as configs
-from tombola import values
+from tombola import listing, values
 from tombola.data.checks import check_source, data_root
 from tombola.errors import ConfigError
 from tombola.metrics.rules import by_importance
-from tombola.registry import DATA, TASKS
+from tombola.registry import TASKS
 from tombola.runs.store import finite
 from tombola.words import checked, checked_out, data_dir_of, tables_of, ticket_checked
 
@@ -211,8 +210,10 @@ def do_verify(options: argparse.Namespace) -> int:
 def do_report(options: argparse.Namespace) -> int:
     """``tombola report``."""
     out = _run_directory(options.dir)
+    from tombola.report.folder import read_folder
     from tombola.report.judging import judge_again
     from tombola.report.page import write_report
+    from tombola.runs.unfinished import progress_text
 
     margins = [text.partition("=") for text in options.margin]
     for name, equals, value in margins:
@@ -220,7 +221,10 @@ def do_report(options: argparse.Namespace) -> int:
             raise ConfigError(f"--margin got {name + equals + value!r}; write it as fcd=5%")
     judge_again(out, {name: value for name, _, value in margins})
     path = str(write_report(out))
-    return answer(options, {"report": path}, path)
+    summary = read_folder(out).summary
+    found = {"report": path} | {k: v for k, v in summary.items() if k == "progress"}
+    told = progress_text(summary)
+    return answer(options, found, f"{path} ({told})" if told else path)
 
 
 def do_verdict(options: argparse.Namespace) -> int:
@@ -264,39 +268,14 @@ def do_figure(options: argparse.Namespace) -> int:
 
 def do_list(options: argparse.Namespace) -> int:
     """``tombola list``."""
-    names = {
-        "tasks": TASKS.names(),
-        "data": [*DATA.names(), "folder:PATH"],
-        "methods": list(configs.METHODS),
-        "metrics": _metric_names(),
-    }[options.what]
-    found: list[dict[str, Any]] = [{"name": name} for name in names]
-    if options.json and options.what == "tasks":
+    found: Any = {what: [{"name": name} for name in names] for what, names in listing.all_names()}
+    if options.json and options.what in (None, "tasks"):
         from tombola.task_table import task_table
 
-        found = task_table()
-    return answer(options, found, "\n".join(names))
-
-
-def _metric_names() -> list[str]:
-    from tombola.metrics.judge_files import metric_names
-    from tombola.metrics.rules import CURVE_ONLY
-
-    built = (
-        "reconstruction_error",
-        "elbo",
-        "reconstruction",
-        "accuracy",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "class-<nn>",
-        *CURVE_ONLY,
-        *metric_names("inception").values(),
-        *metric_names("<data>-<hash8>").values(),
-    )
-    return sorted(set(built))
+        found["tasks"] = task_table()
+    if options.what is None:
+        return answer(options, found, listing.everything())
+    return answer(options, found[options.what], listing.lines(options.what))
 
 
 def do_doctor(options: argparse.Namespace) -> int:

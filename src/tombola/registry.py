@@ -33,6 +33,11 @@ class Registry:
         """All registered names, sorted."""
         return sorted(self._entries)
 
+    def place(self, name: str) -> str:
+        """Where an entry is written: ``module:attribute``."""
+        entry = self._entries[name]
+        return entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
+
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds an object under a new name; ConfigError if the name is taken."""
 
@@ -53,6 +58,9 @@ class Registry:
         """
         if not is_file_spec(spec):
             if spec not in self._entries:
+                if inside := self._inside(spec):
+                    meant = " or ".join(f"{spec}:{name}" for name in inside)
+                    raise ConfigError(f"{self.noun} {spec!r} is a file; did you mean {meant}?")
                 raise unknown(
                     self.noun,
                     spec,
@@ -78,6 +86,23 @@ class Registry:
             ) from error
         if name not in _top_level_names(tree):
             raise unknown(f"name in {path}", name, _top_level_names(tree))
+
+    def _inside(self, spec: str) -> list[str]:
+        """What a file has that may be meant by its bare path: classes derived from one that is."""
+        try:
+            tree = ast.parse(Path(spec).read_bytes()) if spec.endswith(".py") else None
+        except (OSError, SyntaxError, ValueError):
+            return []
+        known = {self.place(name).rpartition(":")[2] for name in self._entries}
+        known.add(self.noun.capitalize())
+        found = []
+        for node in tree.body if tree else ():
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                if bases & known:
+                    known.add(node.name)
+                    found.append(node.name)
+        return found
 
     def load(self, spec: str) -> Any:
         """The object behind a name or behind ``path/to/file.py:NAME`` (which runs that file)."""

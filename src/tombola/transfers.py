@@ -15,7 +15,8 @@ from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.dry_run import disk, disk_bytes, seeds_line, work
 from tombola.engine import transferring
-from tombola.engine.search import Progress, Result, default_out
+from tombola.engine.progress import Progress
+from tombola.engine.search import Result, default_out
 from tombola.engine.transferring import TransferRequest
 from tombola.errors import ConfigError, UserError
 from tombola.recipes.setting import seconds_per_step
@@ -197,7 +198,7 @@ def report_lines(request: TransferRequest) -> list[str]:
 
 def carry_out(request: TransferRequest, progress: Progress | None = None) -> Result:
     """Run a transfer and write its report."""
-    result = transferring.run(request, progress)
+    result = transferring.run(request, progress, write_report)
     write_report(request.out)
     return result
 

@@ -61,6 +61,7 @@ class Work:
     """Descriptor of the folder's lock: workers inherit it, so it is held until the last ends."""
     progress: Callable[[int], None] = lambda steps: None
     expect: Callable[[int], None] = lambda steps: None
+    started: Callable[[Node], None] = lambda node: None
     finished: Callable[[Node], None] = lambda node: None
 
 
@@ -125,6 +126,7 @@ def _hand_out(work: Work, state: _State) -> None:
         with contextlib.suppress(BrokenPipeError):
             worker.process.stdin.write(json.dumps(request) + "\n")
             worker.process.stdin.flush()
+        work.started(node)
 
 
 def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | None) -> Node | None:

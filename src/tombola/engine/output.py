@@ -29,6 +29,7 @@ from tombola.recipes.trial import Work, task_options
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, finite, write_json
+from tombola.runs.unfinished import in_progress
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
 
@@ -109,11 +110,17 @@ class Output:
             self.records[name] = self.store.record(name)
         return self.records[name]
 
-    def write(self, runs: Mapping[str, int]) -> dict[str, Any]:
-        """Write results.csv and summary.json; returns the latter's object."""
+    def write(
+        self, runs: Mapping[str, int], progress: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
+        """Write results.csv and summary.json; returns the latter's object.
+
+        ``progress``: trainings ``done`` and all there are (``of``), where the search goes on.
+        """
         rows = list(self.rows())
         write_results(self.out / "results.csv", rows)
-        summary: dict[str, Any] = finite(self.summary(rows, list(self.cost_rows()), runs))
+        found: dict[str, Any] = finite(self.summary(rows, list(self.cost_rows()), runs))
+        summary = in_progress(found, progress)
         write_json(self.out / "summary.json", summary)
         return summary
 
@@ -320,10 +327,9 @@ class Output:
         if spec is None or spec["source"] != "run":
             return dict(spec) if spec else None
         network = spec.get("network")
-        node = next(
-            n for n in self.plan.graph if n.kind == "judge" and n.config.get("network") == network
-        )
-        record = self.record(node.hash)
+        nodes = (n for n in self.plan.graph if n.kind == "judge")
+        node = next((n for n in nodes if n.config.get("network") == network), None)
+        record = self.record(node.hash) if node else {}  # it is not trained yet
         kept = ("data", "accuracy", "gate", "labelled", "steps")
         return {**spec, **{k: record[k] for k in kept if k in record}}
 

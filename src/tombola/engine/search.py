@@ -20,7 +20,9 @@ from tombola.engine.earlier import (
     watched_groups,
 )
 from tombola.engine.exports import Exports
+from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.progress import Progress
 from tombola.engine.rejudging import stand_ins
 from tombola.engine.stages import Context
 from tombola.recipes.cells import Plan
@@ -30,6 +32,7 @@ from tombola.registry import is_file_spec
 from tombola.runs.plan import Node
 from tombola.runs.results import Row
 from tombola.runs.store import Store, locked, write_json
+from tombola.streams import open_streams
 
 
 @dataclass(frozen=True)
@@ -65,28 +68,6 @@ class Request:
     """Files and folders that were made for it, to be taken away again if it is refused."""
 
 
-class Progress:
-    """What is told while runs are carried out; the command line draws a bar from it."""
-
-    def begin(self, steps: int, runs: int) -> None:
-        """The training steps and runs that are left."""
-
-    def note(self, text: str) -> None:
-        """What is to be known before the runs begin."""
-
-    def advance(self, steps: int) -> None:
-        """Training steps done since the last call."""
-
-    def expect(self, steps: int) -> None:
-        """So many more training steps are left than was told; below 0: fewer."""
-
-    def finished(self, node: Node) -> None:
-        """A run is whole."""
-
-    def end(self) -> None:
-        """All runs are done, or the search was interrupted."""
-
-
 def default_out(config: Config, data_dir: Path | None, method: str) -> Path:
     """``runs/<task>-<data>-<method>``."""
     name = config.task.name
@@ -117,8 +98,16 @@ def told(request: Request, setting: Setting) -> dict[str, Any]:
     return resolved(setting, request.command, request.recipe)
 
 
-def run(request: Request, progress: Progress | None = None) -> Result:
-    """Carry a request out and write its folder; a second call reuses every run that is whole."""
+def run(
+    request: Request,
+    progress: Progress | None = None,
+    page: Callable[[Path], object] = lambda out: None,
+) -> Result:
+    """Carry a request out and write its folder; a second call reuses every run that is whole.
+
+    ``page`` is called with the folder now and then, when its tables are of what is done so far.
+    """
+    open_streams()
     progress = progress or Progress()
     made = absent(request.out)
     with locked(request.out) as lock:
@@ -129,8 +118,17 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         fields = context_fields(request, setting, store)
         if few := few_draws(setting):
             progress.note(few)
-        runs = carry_graph(setting, plan, store, fields, lock=lock, progress=progress)
         output = Output(setting, plan, store, request.out)
+
+        def tables(known: Known) -> None:
+            part = part_of(output, known.done)
+            part.write(known.runs, known.progress)
+            part.write_costs()
+
+        with Meanwhile(
+            progress, [plan], store, tables=tables, page=lambda: page(request.out)
+        ) as meanwhile:
+            runs = carry_graph(setting, plan, store, fields, lock=lock, meanwhile=meanwhile)
         summary = output.write(runs)
         Exports(output).write(summary)
         output.write_costs()
@@ -144,19 +142,20 @@ def carry_graph(
     fields: Mapping[str, Any],
     *,
     lock: int,
-    progress: Progress,
+    meanwhile: Meanwhile,
 ) -> dict[str, int]:
     """Carry out the runs of a plan that are not in the store: how many trainings, new and old.
 
     ``fields``: the plain fields of stages.Context; ``lock``: descriptor of the folder's lock.
     """
     store.folder.mkdir(exist_ok=True)
-    before = store.finished()
+    before, progress = store.finished(), meanwhile.progress
     todo = plan.graph.missing(before)
     progress.begin(sum(node.steps for node in todo), len(todo))
 
     def finished(node: Node) -> None:
         progress.finished(node)
+        meanwhile.finished(node)
         if setting.config.run.keep != "all":
             discard(node, plan, store)
 
@@ -171,18 +170,14 @@ def carry_graph(
                 lock=lock,
                 progress=progress.advance,
                 expect=progress.expect,
+                started=progress.started,
                 finished=finished,
             )
         )
     finally:
         progress.end()
-    # A training that could not begin, as one before it diverged, is neither.
-    runs = [
-        node.hash in before
-        for node in plan.graph
-        if node.kind == "train" and "not_run" not in store.record(node.hash)
-    ]
-    return {"trained": runs.count(False), "reused": runs.count(True)}
+    trained = (node.hash for node in plan.graph if node.kind == "train")
+    return count_trainings(trained, before, store)
 
 
 def absent(out: Path) -> list[Path]:

@@ -7,7 +7,7 @@ and log under ``transfer/<task>/``. The tables at the top hold all tasks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from tombola.engine.earlier import (
     watched_groups,
 )
 from tombola.engine.exports import Exports
+from tombola.engine.meanwhile import Known, Meanwhile, part_of
 from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.progress import Progress
 from tombola.engine.rejudging import stand_ins
 from tombola.engine.search import (
-    Progress,
     Request,
     Result,
     absent,
@@ -40,6 +41,8 @@ from tombola.recipes.transfer import Route, TicketFacts
 from tombola.runs.results import Row, write_costs, write_results
 from tombola.runs.store import Store, finite, locked, write_json
 from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
+from tombola.runs.unfinished import in_progress
+from tombola.streams import open_streams
 
 Settings = dict[str, Setting]
 
@@ -142,28 +145,41 @@ def _plans(request: TransferRequest, settings: Settings) -> dict[str, Plan]:
     return plans
 
 
-def run(request: TransferRequest, progress: Progress | None = None) -> Result:
-    """Carry a transfer out and write its folder; a second call reuses every run that is whole."""
+def run(
+    request: TransferRequest,
+    progress: Progress | None = None,
+    page: Callable[[Path], object] = lambda out: None,
+) -> Result:
+    """Carry a transfer out and write its folder; a second call reuses every run that is whole.
+
+    ``page`` is called with the folder now and then, when its tables are of what is done so far.
+    """
+    open_streams()
     made = absent(request.out)
     with locked(request.out) as lock:
         with gone_if_refused(made):
             settings, plans = prepare(request)
         store = Store(request.out / "store")
-        main = settings[request.main]
         write_json(request.out / "config.json", told(request, settings))
-        runs = carry_graph(
-            main,
-            next(iter(plans.values())),
-            store,
-            _fields(request, settings, store),
-            lock=lock,
-            progress=progress or Progress(),
-        )
+        main, fields = settings[request.main], _fields(request, settings, store)
         outputs = {}
         for name, plan in plans.items():
-            transfer.settled(plan, store.record, settings[name])
             folder = request.out if name == request.main else request.out / "transfer" / name
             outputs[name] = _TaskOutput(settings, name, plan, store, folder)
+
+        def tables(known: Known) -> None:
+            parts = {name: part_of(output, known.done) for name, output in outputs.items()}
+            _write(request, parts, known.runs, known.progress)
+
+        with Meanwhile(
+            progress or Progress(),
+            list(plans.values()),
+            store,
+            tables=tables,
+            page=lambda: page(request.out),
+        ) as meanwhile:
+            first = next(iter(plans.values()))
+            runs = carry_graph(main, first, store, fields, lock=lock, meanwhile=meanwhile)
         summary = _write(request, outputs, runs)
         return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
 
@@ -204,8 +220,14 @@ def _write(
     request: TransferRequest,
     outputs: Mapping[str, _TaskOutput],
     runs: Mapping[str, int],
+    progress: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The tables of all tasks, and each task's files; returns the object of summary.json."""
+    """The tables of all tasks, and each task's files; returns the object of summary.json.
+
+    ``progress``: as of ``Output.write``; the files are not written then.
+    """
+    for output in outputs.values():
+        transfer.settled(output.plan, output.record, output.setting)
     rows = {name: list(output.rows()) for name, output in outputs.items()}
     costs = {name: list(output.cost_rows()) for name, output in outputs.items()}
     summaries = {
@@ -219,7 +241,7 @@ def _write(
     write_results(request.out / "results.csv", [row for each in rows.values() for row in each])
     every = [row for each in rows.values() for row in each]
     main = outputs[request.main]
-    summary: dict[str, Any] = finite(
+    found: dict[str, Any] = finite(
         {
             **summaries[request.main],
             "runs": {**runs, "diverged": sum(s["runs"]["diverged"] for s in summaries.values())},
@@ -235,8 +257,9 @@ def _write(
             "transfer": _verdicts(request, summaries, outputs, every),
         }
     )
+    summary = in_progress(found, progress)
     write_json(request.out / "summary.json", summary)
-    for name, output in outputs.items():
+    for name, output in outputs.items() if progress is None else ():
         output.out.mkdir(parents=True, exist_ok=True)
         Exports(output).write(summaries[name])
     sized = [row for output in outputs.values() for row in output.cost_rows()]

@@ -20,6 +20,7 @@ from typing import Any
 
 from tombola.errors import UserError
 from tombola.registry import is_file_spec, split_file_spec
+from tombola.streams import careful
 
 
 def main() -> int:
@@ -27,8 +28,9 @@ def main() -> int:
     # Ctrl-C goes to the whole group: the parent tells its workers when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w", buffering=1)
-    # What a user's task prints must not get between our lines.
+    # What a user's task prints must not get between our lines, nor end a run where it cannot be.
     os.dup2(2, 1)
+    sys.stdout, sys.stderr = careful(sys.stdout), careful(sys.stderr)
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from tombola.config import PRECISIONS
 from tombola.recipes.trial import Thin
@@ -83,6 +83,29 @@ def sampled_anew(plan: Plan) -> Cell:
     """The dense training that is judged again with other samples, however precisions came."""
     own = [cell for cell in plan.cells if cell.kind == "dense" and cell.seed == 0]
     return min(own, key=lambda cell: PRECISIONS.index(cell.arm.precision))
+
+
+def keep_done(plan: Plan, done: Collection[str]) -> Plan:
+    """A plan of the runs that are done alone: its cells are those that have been judged."""
+    graph = Graph()
+    for node in list(plan.graph):
+        if node.hash in done and all(parent in graph for parent in node.parents.values()):
+            graph.add(node)
+
+    def whole(*names: str | None) -> bool:
+        return all(name is None or name in graph for name in names)
+
+    resampled = plan.resampled
+    if resampled and not whole(sampled_anew(plan).evaluate, *resampled):
+        resampled = []
+    return replace(
+        plan,
+        graph=graph,
+        cells=[c for c in plan.cells if whole(c.train, c.evaluate, c.ticket, c.cut, *c.before)],
+        resampled=resampled,
+        floor=plan.floor if whole(plan.floor) else None,
+        watches={k: runs for k, runs in plan.watches.items() if whole(k, *runs.values())},
+    )
 
 
 def judged_steps(family: str, total_steps: int) -> tuple[int, ...]:

@@ -39,6 +39,10 @@ def read_folder(out: Path) -> Folder:
     ConfigError if ``out`` is no run directory, DataError if a table in it is not as it should be.
     """
     missing = [name for name in _NEEDED if not (out / name).is_file()]
+    if missing and (out / "config.json").is_file() and (out / "store").is_dir():
+        raise ConfigError(
+            f"{str(out)!r}: no training has been judged yet; run the same command to go on"
+        )
     if missing:
         what = "is no directory" if not out.is_dir() else f"has no {', '.join(missing)}"
         raise ConfigError(

@@ -43,6 +43,7 @@ from tombola.report.settling import drawing_of
 from tombola.report.techniques import Technique, techniques_of, techniques_table
 from tombola.report.viewers import share_name, viewers_of
 from tombola.runs.results import CostRow, Row
+from tombola.runs.unfinished import progress_text
 
 REPORT = "report.html"
 _FILES = Path(__file__).parent / "files"
@@ -60,7 +61,10 @@ def write_report(out: Path) -> Path:
     folder = read_folder(Path(out))
     page = _Page(**vars(ended(transfer.own_part(folder))))
     path = folder.out / REPORT
-    write_file(path, _render(page.context() | transfer.told(folder)).encode())
+    context = page.context() | transfer.told(folder)
+    if progress_text(folder.summary):
+        context |= {"state": "in progress", "tone": "open"}
+    write_file(path, _render(context).encode())
     return path
 
 
@@ -225,7 +229,7 @@ class _Page:
             f"pruned: {each('networks')}" if each("networks") else "",
             each("precision"),
         ]
-        return [fact for fact in facts if fact]
+        return [fact for fact in (progress_text(self.summary), *facts) if fact]
 
     @property
     def metrics(self) -> list[str]:

@@ -25,6 +25,7 @@ from tombola.report.curves import (
 )
 from tombola.report.families import forced_text, shown_name
 from tombola.runs.results import DIVERGED, NOT_RUN, Row
+from tombola.runs.unfinished import so_far
 
 NONE = "-"
 
@@ -80,12 +81,13 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The verdict in a sentence: that of the primary metric of the first search."""
+    """The verdict in a sentence, so far: that of the primary metric of the first search."""
     verdicts = summary.get("verdicts") or {}
     metric = summary.get("primary")
     metric = metric if metric in verdicts else next(iter(verdicts), None)
     found = verdicts.get(metric) or {}
-    return str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
+    text = str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
+    return so_far(summary, text)
 
 
 def bounds_table(summary: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from tombola.report.pictures import data_uri
 from tombola.report.tables import NONE, Table, levels_of, metric_label, number
 from tombola.runs.results import Row
 from tombola.runs.transfers import RouteKey, rows_of, without_transfers
+from tombola.runs.unfinished import so_far
 
 Summary = Mapping[str, Any]
 
@@ -108,7 +109,7 @@ def told(folder: Folder) -> dict[str, Any]:
     return {
         "transfer": {**shown, "sentences": []},
         "title": f"Tickets from elsewhere in {tasks} on {data}",
-        "sentence": " ".join(sentences),
+        "sentence": so_far(folder.summary, " ".join(sentences)),
         "state": state,
         "tone": {"equal": "good", "transferred worse": "bad"}.get(state, "open"),
         "which": "" if alone else "transferred against own",
