@@ -36,6 +36,7 @@ FIRST = {
     "evaluate": 3,
     "floor": 3,
     "judge": 4,
+    "search": 5,
     "watch": 5,
     "train": 5,
 }
