@@ -62,6 +62,8 @@ def test_first_gates_are_the_logits_of_the_ranks_over_the_whole_pool():
     for name, share in shares.items():
         p = torch.tensor(share, dtype=torch.float64)
         torch.testing.assert_close(found[name], (p / (1 - p)).log().float())
+    alike = gates.first_gates({"c": torch.ones(3000)})["c"]
+    assert torch.equal(alike, alike.sort(descending=True).values)
     turned = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     (gate,) = gates.first_gates({"c": turned}).values()
     assert gate.stride() == turned.stride()
@@ -229,8 +231,13 @@ def test_gradual_prunes_every_37_steps_and_what_is_pruned_stays_pruned():
     assert counts == {
         37: gates.gradual_count(1536, 153, 37, 100), 74: gates.gradual_count(1536, 153, 74, 100),
     }  # fmt: skip
-    last = made.mask()  # the last pruning was at 74, and too early by some
+    last = made.mask()  # the last pruning was at 74, and too early by one
     assert count(last)[0] == 153
+    # Held at once, not only after the next update, and without moments.
+    made._prune(100)
+    assert made.hold.leaks() == []
+    moments = made.optimizers["all"].state[made.networks["decoder"][0].weight]["exp_avg"]
+    assert not moments[~made.masks["decoder.0.weight"]].any()
     assert nested(last, masks[1])
     assert nested(masks[1], masks[0])
 

@@ -131,9 +131,6 @@ class GatedTrainer(MaskTrainer):
         self._adams: list[torch.optim.Adam] = []
         for turn in task.turns:
             self._join(turn)
-        learning = {id(leaf) for leaf in self._trained}
-        for gate in self.gates.values():
-            gate.requires_grad_(id(gate) in learning)
 
     def _join(self, turn: Turn) -> None:
         """Let the gates of the weights that learn in a turn learn in it."""
