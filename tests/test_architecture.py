@@ -24,6 +24,7 @@ TIERS = (
     {"errors"},
     {"__init__"},
     {"hub", "limits", "models", "registry", "runtime", "streams", "values"},
+    {"learned_config"},
     {"config"},
     {"data", "metrics", "runs", "sparsity", "tasks"},
     {"exported", "training"},

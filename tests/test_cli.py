@@ -211,7 +211,20 @@ def test_the_tasks_with_their_networks_and_sizes():
     [
         ("tasks", registry.TASKS.names()),
         ("data", ["celeba", "cifar10", "digits", "mnist", "folder:PATH"]),
-        ("methods", ["imp", "one-shot", "early-bird", "snip", "grasp", "synflow", "random"]),
+        (
+            "methods",
+            [
+                "imp",
+                "one-shot",
+                "early-bird",
+                "snip",
+                "grasp",
+                "synflow",
+                "random",
+                "gates",
+                "gradual",
+            ],
+        ),
     ],
 )
 def test_lists_name_what_is_built(what, names):

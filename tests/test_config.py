@@ -23,6 +23,7 @@ from tombola.engine import search
 from tombola.engine.local_pool import FIRST
 from tombola.engine.stages import STAGES
 from tombola.errors import ConfigError
+from tombola.learned_config import LEARNED
 from tombola.metrics.rules import fixed_margins
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve
@@ -62,6 +63,7 @@ HASHES = {
     "overlap": "e950f3afc07576d026e6c8dd5a8b0f83",
     "thin": "ee5eec2af2041eef6d0bae985f50704d",
     "transfer": "c4be540a54e511095e8d36999b64823a",
+    "search": "ed4cf6e82fb01f5793e720507c554059",
 }
 
 
@@ -351,6 +353,9 @@ def test_only_some_values_may_change_in_the_same_folder(section, key, tmp_path):
     earlier = earlier_of()
     if section == "prune" and key in earlier_call.OF_EARLY_BIRD:
         earlier["config"]["search"]["method"] = ["early-bird"]
+    if section in LEARNED:
+        tables = {"task": {"name": TASK}, "run": {"threads": 2, "device": "cpu"}}
+        earlier = earlier_of({**tables, "search": {"method": section}})
     value = earlier["config"][section][key] = BEFORE.get(name, earlier["config"][section][key])
     now = copy.deepcopy(earlier)
     now["config"][section][key] = MORE.get(name, other(value))

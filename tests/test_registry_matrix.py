@@ -5,6 +5,7 @@ The sources are stand-ins in each source's own file layout; the judge is a toy o
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from tombola.metrics.features import save_judge
 from tombola.models.classifier import Classifier
 from tombola.registry import DATA, TASKS
 from tombola.runtime import Runtime, seed_everything
-from tombola.sparsity.masks import kept_count, prunable
+from tombola.sparsity.gates import opened
+from tombola.sparsity.masks import count, kept_count, prunable
 from tombola.sparsity.select import top
 from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
-from tombola.training.trainer import Settings, Trainer
+from tombola.training.learned import MASK_TRAINERS
+from tombola.training.trainer import Settings, Trainer, named_state
 
 SMALL = {"width": 4, "batch_size": 4}
 SAMPLES = 8
@@ -141,3 +144,44 @@ def test_every_convolutional_task_at_64_pixels(name, sources, judge, tmp_path):
     cycle = Cycle(name, "celeba", 64, sources)
     assert cycle.shape == (3, 64, 64)
     check(cycle, judge, tmp_path)
+
+
+@pytest.mark.parametrize("name", TASKS.names())
+def test_gates_multiply_the_weights_of_every_task_and_leave_nothing_behind(name, sources):
+    cycle = Cycle(name, "digits", 0, sources)
+    plain = cycle.trainer()
+    pool = prunable(plain.networks)
+    keep = sum(weight.numel() for weight in pool.values()) // 10
+    rest = plain.networks, plain.batches, plain.settings
+    made = MASK_TRAINERS["gates"](cycle.task, *rest, pool, keep)
+    before = {key: (id(p), str(p.shape)) for key, p in leaves_of(made)}
+    first = {key: gate.clone() for key, gate in made.gates.items()}
+    run(made, 2)
+    assert all(not torch.equal(gate, first[key]) for key, gate in made.gates.items())
+    assert {key: (id(p), str(p.shape)) for key, p in leaves_of(made)} == before
+    multiplied = copy.deepcopy(made.networks)
+    with torch.no_grad():
+        for key, leaf in prunable(multiplied).items():
+            leaf.mul_(opened(made.gates[key], made._beta, made.b))
+    for turn in cycle.task.turns:
+        drawn = made._images(turn, 0)
+        losses = []
+        for loss in (made._loss, lambda t, x: cycle.task.loss(t.name, multiplied, x)):
+            seed_everything(0, "again")
+            found = loss(turn, drawn)
+            losses.append(found["loss"] if isinstance(found, dict) else found)
+        torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-4)
+    # The statistics and singular vectors of the pass are the gated ones.
+    ours, theirs = named_state(made.networks), named_state(multiplied)
+    for key in ours.keys() - pool.keys():
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
+    assert count(made.mask()) == (keep, sum(weight.numel() for weight in pool.values()))
+
+
+def leaves_of(trainer):
+    """Every parameter by its own name, not the plain one: what wraps a network would show."""
+    return [
+        (f"{name}.{key}", parameter)
+        for name, network in trainer.networks.items()
+        for key, parameter in network.named_parameters()
+    ]

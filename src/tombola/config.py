@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
+from tombola.learned_config import LEARNED, GatesSection, GradualSection
 from tombola.limits import distinct, integer, number, one_of, some
 from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
 from tombola.values import coerce, decimal_fraction, parse_margin, parse_rewind
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
-METHODS = ("imp", "one-shot", "early-bird", *AT_INIT)
+METHODS = ("imp", "one-shot", "early-bird", *AT_INIT, *LEARNED)
 CONTROLS = (
     "reinit", "shuffle", "erk", "reinit-chain", "thin-parameters", "dense-long",
     "thin-flops", "random-channels",
@@ -160,7 +161,8 @@ class SearchSection:
     """``search.*``: how tickets are sought and against what they are held."""
 
     method: tuple[str, ...] = ("imp",)
-    """imp, one-shot, early-bird, snip, grasp, synflow or random; several values are arms."""
+    """imp, one-shot, early-bird, snip, grasp, synflow, random, gates or gradual; several values
+    are arms."""
     rounds: int = 20
     """Levels of sparsity."""
     rate: str = "0.2"
@@ -186,10 +188,10 @@ class SearchSection:
         for value in self.controls:
             one_of("control", value, CONTROLS)
         distinct("controls", self.controls)
-        if "reinit-chain" in self.controls and set(self.method) & set(AT_INIT):
+        if "reinit-chain" in self.controls and {*self.method} & {*AT_INIT, *LEARNED}:
             raise ConfigError(
-                f"control reinit-chain takes its masks from trained networks, but method "
-                f"{','.join(self.method)} prunes before training; leave that control out"
+                "control reinit-chain takes its masks from trained networks, but a method of "
+                f"{','.join(self.method)} does not; leave that control out"
             )
         strange = [c for c in self.controls if c in ("thin-flops", "random-channels")]
         if strange and "early-bird" not in self.method:
@@ -315,6 +317,8 @@ class Config:
     prune: PruneSection = field(default_factory=PruneSection)
     search: SearchSection = field(default_factory=SearchSection)
     rewind: RewindSection = field(default_factory=RewindSection)
+    gates: GatesSection = field(default_factory=GatesSection)
+    gradual: GradualSection = field(default_factory=GradualSection)
     judge: JudgeSection = field(default_factory=JudgeSection)
     verdict: VerdictSection = field(default_factory=VerdictSection)
     run: RunSection = field(default_factory=RunSection)
@@ -327,9 +331,14 @@ class Config:
             )
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The config as plain tables, as ``--config`` reads them and ``config.json`` keeps them."""
+        """The config as plain tables, as ``--config`` reads them and ``config.json`` keeps them.
+
+        The section of a method that is not searched with is left out.
+        """
         tables: dict[str, dict[str, Any]] = {}
         for section in dataclasses.fields(self):
+            if section.name in LEARNED and section.name not in self.search.method:
+                continue
             values = getattr(self, section.name)
             table = {f.name: _plain(getattr(values, f.name)) for f in dataclasses.fields(values)}
             table.update(table.pop(_OPEN.get(section.name, ""), {}))
@@ -344,6 +353,8 @@ _SECTIONS: dict[str, type[Any]] = {
     "prune": PruneSection,
     "search": SearchSection,
     "rewind": RewindSection,
+    "gates": GatesSection,
+    "gradual": GradualSection,
     "judge": JudgeSection,
     "verdict": VerdictSection,
     "run": RunSection,

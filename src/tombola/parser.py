@@ -174,7 +174,7 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="LIST",
-        help="imp, one-shot, early-bird, snip, grasp, synflow, random (default: imp)",
+        help="imp (default), one-shot, early-bird, snip, grasp, synflow, random, gates, gradual",
     )
     add(
         "--prune",

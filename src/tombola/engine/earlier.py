@@ -14,6 +14,7 @@ from typing import Any
 
 from tombola.config import Config, build
 from tombola.errors import ConfigError, UserError
+from tombola.learned_config import LEARNED
 
 Told = Mapping[str, Any]
 """What ``config.json`` holds."""
@@ -180,13 +181,15 @@ def _values(earlier: Told, now: Told) -> Iterator[str]:
             continue
         if section != "task":
             # What an older version did not know was as it is now by default.
-            before = {**defaults[section], **before}
+            before = {**defaults.get(section, {}), **before}
         for key in sorted({*table, *before}):
             if (
                 dense
-                and section in ("search", "prune", "rewind")
+                and section in ("search", "prune", "rewind", *LEARNED)
                 and (section, key) not in OF_DENSE
             ):
+                continue
+            if section in LEARNED and section not in _methods(earlier):
                 continue
             if section == "prune" and key in OF_EARLY_BIRD and EARLY_BIRD not in _methods(earlier):
                 continue

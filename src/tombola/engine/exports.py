@@ -12,6 +12,7 @@ from tombola.engine.handed_out import clear
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import Output, task_name, whole_config
 from tombola.engine.surroundings import versions
+from tombola.learned_config import LEARNED
 from tombola.metrics.verdict.losses import OWN_ARMS, search_key, search_name
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
@@ -78,6 +79,8 @@ class Exports:
             "device": self.tables.setting.device,
         }
         tables["search"].update(method=[cell.arm.method], rewind=[cell.arm.rewind])
+        for other in {*LEARNED} - {cell.arm.method}:
+            tables.pop(other, None)
         tables["prune"]["networks"] = [cell.arm.networks]
         if cell.arm.compress:
             tables["prune"]["compress"] = [cell.arm.compress]
@@ -198,8 +201,11 @@ class Exports:
                     {**where, "event": "channel masks", "step": int(step), "largest": found}
                     for step, found in largest.items()
                 ]
-            if "diverged" in record:
-                lines.append(
-                    {**where, "event": "diverged", "step": record["diverged"], "why": record["why"]}
-                )
+            found = self.tables.record(cell.ticket) if cell.kind == "ticket" and cell.ticket else {}
+            if found.get("kind") == "search":  # the training that found the mask
+                lines += [{**where, "event": "search", **row} for row in found.get("log", [])]
+            for event, made in (("diverged", record), ("search diverged", found)):
+                if "diverged" in made:
+                    told = {"event": event, "step": made["diverged"], "why": made["why"]}
+                    lines.append({**where, **told})
         write_log(self.tables.out / "log.jsonl", lines)

@@ -37,6 +37,7 @@ FIRST = {
     "floor": 3,
     "trivial": 3,
     "judge": 4,
+    "search": 5,
     "watch": 5,
     "train": 5,
 }

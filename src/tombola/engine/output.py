@@ -15,7 +15,7 @@ from tombola.engine.learning import (
     settling_shares,
     trivial_values,
 )
-from tombola.engine.spending import behind, spent
+from tombola.engine.spending import before_ticket, behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched
 from tombola.metrics.rules import changed_margins, fixed_margins
@@ -182,16 +182,13 @@ class Output:
                 continue
             work, total = self.work_of(cell)
             left = total - (cell.pool - cell.kept) if cell.pool and cell.ticket else total
-            before = [self.record(name) for name in cell.before]
+            before = [before_ticket(name, self.record, self.flops_of) for name in cell.before]
             yield CostRow(
                 **self.key(cell),
                 train_flops=2 * work.step_macs * self.steps_of(trained),
                 train_seconds=trained["seconds"],
-                search_flops=sum(
-                    2 * record["macs"] if "macs" in record else self.flops_of(record)
-                    for record in before
-                ),
-                search_seconds=float(sum(record["seconds"] for record in before)),
+                search_flops=sum(flops for flops, _ in before),
+                search_seconds=float(sum(seconds for _, seconds in before)),
                 eval_seconds=self.record(cell.evaluate).get("seconds"),
                 macs_per_sample=work.sample_macs,
                 parameters=total,

@@ -22,6 +22,22 @@ def spent(rows: Iterable[CostRow], others: Iterable[tuple[int, float]]) -> dict[
     }
 
 
+def before_ticket(
+    name: str, record: Callable[[str], Record], flops_of: Callable[[Record], int]
+) -> tuple[int, float]:
+    """(FLOPs, seconds) of a run that had to be done to get a ticket.
+
+    Of a rewind point, where nothing of the dense run is needed but its way there, the steps to it
+    and as large a share of that run's seconds.
+    """
+    made = record(name)
+    if made["kind"] == "rewind":
+        dense, step = record(made["parents"]["dense"]), made["config"]["step"]
+        share = step / dense["config"]["steps"]
+        return flops_of({"config": {"steps": step}}), dense["seconds"] * share
+    return 2 * made["macs"] if "macs" in made else flops_of(made), made["seconds"]
+
+
 def behind(
     graph: Graph,
     record: Callable[[str], Record],
@@ -34,7 +50,7 @@ def behind(
         made = record(node.hash)
         if "not_run" in made or node.hash in told:
             continue
-        if node.kind == "train":
+        if node.kind in ("train", "search"):
             yield flops_of(made), made["seconds"]
         elif node.kind == "watch":
             ends = [cut["step"] for cut in made["cuts"].values()]

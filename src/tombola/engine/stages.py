@@ -32,6 +32,7 @@ from tombola.engine.judging import (
     open_judge,
     save_grid,
 )
+from tombola.engine.learned_masks import search
 from tombola.engine.learning import mean_answer
 from tombola.engine.loop import Loop
 from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
@@ -113,11 +114,13 @@ def train(node: Node, context: Context) -> None:
 
 
 def _search_diverged(node: Node, context: Context) -> dict[str, int]:
-    """The step at which the search of a smaller network diverged, which is its own training."""
-    if node.config["start"] != "compact" or "cut" not in node.parents:
+    """The step at which the one training that was to find this ticket diverged: its own, too."""
+    role = {"compact": "cut", "ticket": "ticket"}.get(node.config["start"], "")
+    if role not in node.parents:
         return {}
-    record = context.store.record(node.parents["cut"])
-    return {key: record[key] for key in ("search_diverged",) if key in record}
+    record = context.store.record(node.parents[role])
+    step = record.get("search_diverged", record.get("diverged"))
+    return {} if step is None else {"search_diverged": step}
 
 
 def _smaller(node: Node, context: Context, trainer: Trainer) -> dict[str, Any]:
@@ -282,6 +285,7 @@ STAGES: dict[str, Callable[[Node, Context], None]] = {
     "rewind": rewind,
     "scores": scores,
     "mask": mask,
+    "search": search,
     "train": train,
     "judge": judge,
     "evaluate": evaluation,

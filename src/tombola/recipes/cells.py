@@ -51,7 +51,8 @@ class Cell:
     ticket: str | None = None
     """The run that made the mask and start weights; None for the dense network."""
     before: tuple[str, ...] = ()
-    """Runs that had to be done before to get this ticket: trainings, or scoring (search cost)."""
+    """Runs that had to be done before to get this ticket (search cost): trainings, scoring, or the
+    way to a rewind point."""
     thin: Thin | None = None
     """The thinner network that was trained, where it is not the task's own."""
     cut: str | None = None

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tombola.config import AT_INIT, LEAST_DRAW_EPOCHS
+from tombola.learned_config import LEARNED
 from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
+from tombola.recipes.learned import search_config, search_steps, steps_before
 from tombola.recipes.setting import Setting, split_networks
 from tombola.recipes.trial import Thin
 from tombola.registry import file_sha256, is_file_spec, split_file_spec
@@ -49,6 +51,9 @@ class Chain:
         if self.arm.method in AT_INIT:
             self.levels_at_init()
             return
+        if self.arm.method in LEARNED:
+            self.levels_learned()
+            return
         before: tuple[str, ...]
         own_before: tuple[str, ...]
         source, previous, before = first, None, (first,)
@@ -83,6 +88,16 @@ class Chain:
             ticket = self.add("mask", config, parents, 0, f"mask of level {level} by {method}")
             parents, scored = {**parents, "previous": ticket}, (*scored, ticket)
             self.ticket_and_controls(level, ticket, scored)
+
+    def levels_learned(self) -> None:
+        """One search a level, from the rewind point on; of the dense run only its way there."""
+        method = self.arm.method
+        steps = search_steps(self.setting, method, self.rewind_steps or 0)
+        for level in range(1, len(self.setting.levels) + 1):
+            config = search_config(self.base, self._mask_config(level), method, steps)
+            label = f"{method} search of level {level}"
+            ticket = self.add("search", config, {"rewind": self.rewound}, steps, label)
+            self.ticket_and_controls(level, ticket, (self.rewound, ticket))
 
     def early_bird(self, dense: str) -> None:
         """Watch a training until its channels have settled, cut, go on small; the opponents."""
@@ -220,7 +235,7 @@ class Chain:
         steps, thin = self.setting.steps, None
         config: dict[str, Any] = {**self.base, "start": kind}
         if kind == "dense-long":
-            spent = sum(self.plan.graph[name].steps for name in before)
+            spent = sum(steps_before(self.plan.graph, name) for name in before)
             steps = config["steps"] = min(MOST_TIMES_AS_LONG * steps, steps + spent)
         else:
             thin = self.setting.thin(self.arm.networks, level)

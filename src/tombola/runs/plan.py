@@ -24,6 +24,7 @@ SCHEMA = {
     "overlap": 1,
     "thin": 1,
     "transfer": 1,
+    "search": 1,
 }
 """Schema number by kind of node; raise one when its stage's results would change."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,27 +22,35 @@ class Scaling:
     halved, and the update left out, when a gradient is not finite; doubled after 2,000 that are.
     """
 
-    def __init__(self, runtime: Runtime, turns: Iterable[str]) -> None:
-        scaled = turns if runtime.precision == "fp16" else ()
+    def __init__(self, runtime: Runtime, optimizers: Mapping[str, Optimizer]) -> None:
+        self._optimizers = {turn: [optimizer] for turn, optimizer in optimizers.items()}
+        scaled = optimizers if runtime.precision == "fp16" else ()
         self._scalers = {turn: torch.amp.GradScaler(runtime.device.type) for turn in scaled}
 
-    def backward(self, turn: str, loss: Tensor, optimizer: Optimizer) -> None:
+    def join(self, turn: str, optimizer: Optimizer) -> None:
+        """Let another optimizer step together with a turn's own."""
+        self._optimizers[turn].append(optimizer)
+
+    def backward(self, turn: str, loss: Tensor) -> None:
         """The gradients of a turn's loss, of its own size whatever the scale."""
         scaler = self._scalers.get(turn)
         if scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
             return
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.unscale_(optimizer)
+        for optimizer in self._optimizers[turn]:
+            scaler.unscale_(optimizer)
 
-    def step(self, turn: str, optimizer: Optimizer) -> None:
+    def step(self, turn: str) -> None:
         """An update; none where a scaled gradient was not finite."""
         scaler = self._scalers.get(turn)
-        if scaler is None:
-            optimizer.step()
-            return
-        scaler.step(optimizer)
-        scaler.update()
+        for optimizer in self._optimizers[turn]:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
 
     def state(self) -> dict[str, Any]:
         """What a later process needs to go on, by ``scaler.<turn>``."""

@@ -107,20 +107,19 @@ class Trainer:
         parts: dict[str, Tensor] = {}
         for turn in self.task.turns:
             self._choose(turn)
-            optimizer = self.optimizers[turn.name]
             for repeat in range(turn.repeats):
                 images = self._images(turn, draw)
                 draw += turn.images
                 self._seed(derive_seed(seed, f"turn-{turn.name}-{repeat}", step))
                 self._clear(turn)
                 with self.settings.runtime.autocast():
-                    result = self.task.loss(turn.name, self.networks, images)
+                    result = self._loss(turn, images)
                 loss = self._scalar(turn, result)
-                self.scaling.backward(turn.name, loss, optimizer)
+                self.scaling.backward(turn.name, loss)
                 for scale in self._pressed.get(turn.name, ()):
                     if scale.grad is not None:
                         scale.grad.add_(scale.detach().sign(), alpha=self._pressure)
-                self.scaling.step(turn.name, optimizer)
+                self.scaling.step(turn.name)
                 if self._constrains:
                     with torch.no_grad():
                         self.task.constrain(turn.name, self.networks)
@@ -193,6 +192,9 @@ class Trainer:
             parameter.requires_grad_(False)
         for parameter in self._learners[turn.name]:
             parameter.requires_grad_(True)
+
+    def _loss(self, turn: Turn, images: Any) -> Tensor | dict[str, Tensor]:
+        return self.task.loss(turn.name, self.networks, images)
 
     def _scalar(self, turn: Turn, result: Tensor | dict[str, Tensor]) -> Tensor:
         loss = result.get("loss") if isinstance(result, dict) else result
