@@ -229,8 +229,9 @@ def do_report(options: argparse.Namespace) -> int:
 
 def do_verdict(options: argparse.Namespace) -> int:
     """``tombola verdict``."""
+    from tombola.report.comparisons import bounds_table
     from tombola.report.judging import verdict
-    from tombola.report.tables import bounds_table, verdict_table
+    from tombola.report.tables import verdict_table
 
     margin = options.margin
     found = verdict(

@@ -105,6 +105,7 @@ def keep_done(plan: Plan, done: Collection[str]) -> Plan:
         cells=[c for c in plan.cells if whole(c.train, c.evaluate, c.ticket, c.cut, *c.before)],
         resampled=resampled,
         floor=plan.floor if whole(plan.floor) else None,
+        trivial=[name for name in plan.trivial if whole(name)],
         watches={k: runs for k, runs in plan.watches.items() if whole(k, *runs.values())},
     )
 

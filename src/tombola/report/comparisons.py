@@ -1,4 +1,4 @@
-"""Which way of searching is better? Comparisons of arms as ratios with their intervals."""
+"""What do the tests say? Bounds of every level, and comparisons of arms with their intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tombola.metrics.verdict.sentences import percent
 from tombola.report.families import shown_name
-from tombola.report.tables import NONE, Table, metric_label, number
+from tombola.report.tables import NONE, Table, align_cells, metric_label, number, printable
 
 
 def comparisons_of(found: Any, metric: str | None) -> Table | None:
@@ -50,3 +50,26 @@ def _where(levels: Any) -> str:
         word = "first" if (gap or 0.0) < 0 else "second"
         told.append(f"{percent(level['sparsity'])}\u00a0{word}")
     return ", ".join(told) or NONE
+
+
+def bounds_table(summary: Mapping[str, Any]) -> str:
+    """Every level of every verdict in the metric that decides, as aligned plain text."""
+    metric = summary.get("primary")
+    blocks = []
+    for name, verdicts in (summary.get("arms") or {}).items():
+        found = verdicts.get(metric)
+        if found is None:
+            continue
+        rows = tuple(_bounds(level) for level in found["levels"])
+        columns = ("sparsity", f"{found['judged_by']} to dense", "90% interval", "seeds", "so it")
+        label = ": ".join(filter(None, (name.strip("/"), metric_label(str(metric)))))
+        lines = align_cells(Table(label, columns, rows), tuple(range(len(columns))))
+        blocks.append("\n".join([label, *lines]))
+    return "\n\n".join("\n".join(map(printable, block.split("\n"))) for block in blocks)
+
+
+def _bounds(level: Mapping[str, Any]) -> tuple[str, ...]:
+    middle = level["difference"] if level["ratio"] is None else level["ratio"]
+    between = f"{number(level['lower'])} to {number(level['upper'])}"
+    word = {"matches": "matches", "worse": "is worse"}.get(level["state"], "is undecided")
+    return percent(level["sparsity"]), number(middle), between, number(level["seeds"]), word

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from tombola.metrics.verdict.sentences import percent
@@ -41,12 +38,12 @@ from tombola.report.pictures import data_uri
 from tombola.report.savings import Savings
 from tombola.report.settling import drawing_of
 from tombola.report.techniques import Technique, techniques_of, techniques_table
+from tombola.report.template import render_page
 from tombola.report.viewers import share_name, viewers_of
 from tombola.runs.results import CostRow, Row
 from tombola.runs.unfinished import progress_text
 
 REPORT = "report.html"
-_FILES = Path(__file__).parent / "files"
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
 
 
@@ -64,24 +61,8 @@ def write_report(out: Path) -> Path:
     context = page.context() | transfer.told(folder)
     if progress_text(folder.summary):
         context |= {"state": "in progress", "tone": "open"}
-    write_file(path, _render(context).encode())
+    write_file(path, render_page(context).encode())
     return path
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FILES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (_FILES / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (_FILES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        **context, script=Markup(script), script_hash=digest, style=Markup(style)
-    )
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
     )
     floor = (summary.get("floor") or {}).get(primary)
     least = [f"Floor of {primary}: training images instead of samples get {number(floor)}."]
-    lines = [*_aligned(table), *(least if floor is not None else []), "", headline(summary)]
-    return "\n".join(map(_printable, lines))
+    lines = [*align_cells(table), *(least if floor is not None else []), "", headline(summary)]
+    return "\n".join(map(printable, lines))
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -88,29 +88,6 @@ def headline(summary: Mapping[str, Any]) -> str:
     found = verdicts.get(metric) or {}
     text = str(found.get("sentence") or "No verdict: no metric of these runs has a direction.")
     return so_far(summary, text)
-
-
-def bounds_table(summary: Mapping[str, Any]) -> str:
-    """Every level of every verdict in the metric that decides, as aligned plain text."""
-    metric = summary.get("primary")
-    blocks = []
-    for name, verdicts in (summary.get("arms") or {}).items():
-        found = verdicts.get(metric)
-        if found is None:
-            continue
-        rows = tuple(_bounds(level) for level in found["levels"])
-        columns = ("sparsity", f"{found['judged_by']} to dense", "90% interval", "seeds", "so it")
-        label = ": ".join(filter(None, (name.strip("/"), metric_label(str(metric)))))
-        lines = _aligned(Table(label, columns, rows), tuple(range(len(columns))))
-        blocks.append("\n".join([label, *lines]))
-    return "\n\n".join("\n".join(map(_printable, block.split("\n"))) for block in blocks)
-
-
-def _bounds(level: Mapping[str, Any]) -> tuple[str, ...]:
-    middle = level["difference"] if level["ratio"] is None else level["ratio"]
-    between = f"{number(level['lower'])} to {number(level['upper'])}"
-    word = {"matches": "matches", "worse": "is worse"}.get(level["state"], "is undecided")
-    return percent(level["sparsity"]), number(middle), between, number(level["seeds"]), word
 
 
 def with_forced(
@@ -196,7 +173,8 @@ _SHORT = (0, 1, 2, 3, 5, 6, 7)
 """Columns of the verdict table that fit a terminal."""
 
 
-def _aligned(table: Table, shown: Sequence[int] = _SHORT) -> list[str]:
+def align_cells(table: Table, shown: Sequence[int] = _SHORT) -> list[str]:
+    """A table's cells as lines of plain text; ``shown``: which columns."""
     cells = [tuple(row[index] for index in shown) for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
@@ -204,7 +182,8 @@ def _aligned(table: Table, shown: Sequence[int] = _SHORT) -> list[str]:
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
+    """A line without what could steer a terminal."""
     line = line.replace("\u00a0", " ")
     return "".join(char for char in line if char.isprintable())
 
