@@ -52,6 +52,7 @@ class Judgement:
         }
         self.config: Mapping[str, Any] = {
             "samples": self.count,
+            "fakes": self.count,
             "sampling_seed": 0,
             "judge": SHIPPED,
             "classifier": None,
@@ -60,8 +61,9 @@ class Judgement:
         judge = open_judge(SHIPPED, "digits", None)
         assert judge is not None
         self.judge = judge
-        self.gaussian, self.cloud = seen(judge, reals, self.images.sha256)
-        self.radii = self.cloud.within[1]
+        chosen, _ = self.images.first("judge", self.count)
+        self.gaussian, self.cloud = seen(judge, chosen, self.images.sha256)
+        self.radii, _ = self.cloud.radii, self.cloud.within
         self.gaussian.root()
 
     def ours(self) -> dict[str, float]:

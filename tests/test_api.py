@@ -236,9 +236,10 @@ def test_progress_is_told_to_the_last_step(monkeypatch):
     monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
     progress = Steps()
     tombola.find(TASK, out="out", progress=progress, **SMALL)
-    # Runs: dense, its judgement, rewind point, mask, ticket, its judgement.
-    assert progress.told[0] == (12 + 10, 6)
-    assert sorted(progress.told[1:-1]) == sorted(["train", "evaluate"] * 2 + ["rewind", "mask"])
+    # Runs: dense, its judgement, rewind point, mask, ticket, its judgement; the trivial answer.
+    assert progress.told[0] == (12 + 10, 7)
+    once = ["rewind", "mask", "trivial"]
+    assert sorted(progress.told[1:-1]) == sorted(["train", "evaluate"] * 2 + once)
     assert progress.told[-1] == "end"
     assert progress.steps == 22
     assert not any(progress.more)
