@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "tombola"
 TIERS = (
     {"errors"},
     {"__init__"},
-    {"hub", "limits", "models", "registry", "runtime", "values"},
+    {"atomic", "hub", "limits", "models", "registry", "runtime", "values"},
     {"config"},
     {"data", "metrics", "runs", "sparsity", "tasks"},
     {"exported", "training"},

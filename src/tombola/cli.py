@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import tombola
-from tombola.errors import ConfigError, UserError, unknown
+from tombola.errors import ConfigError, EndedError, UserError, unknown
 from tombola.hub import is_hub, resolve
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
@@ -27,7 +27,15 @@ _NOT_BUILT = {
 }
 _TRAVEL = frozenset({"transfer", "run", "publish"})
 """Commands whose function is in travel.py; that of the others is in commands.py."""
-_USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR}
+_USER_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except OSError as error:
         return _os_error(error)
+    except EndedError as error:
+        return _fail(str(error), FAULT)
     except Exception as error:
         if os.environ.get("TOMBOLA_DEBUG"):
             raise
@@ -71,8 +81,8 @@ def _interrupt(*_: object) -> NoReturn:
 def _os_error(error: OSError) -> int:
     """A full disk is exit 1; a place that cannot be written or read is the user's to mend."""
     name = error.filename or ""
-    text = f"{name}: {error.strerror}" if error.strerror else str(error)
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+    text = f"{name}: {error.strerror}" if name and error.strerror else error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return _fail(
             f"the disk is full ({text}); free some space and run the same command again: "
             "what is finished is kept",

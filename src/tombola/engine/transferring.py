@@ -21,7 +21,7 @@ from tombola.engine.earlier import (
 )
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved, task_name
-from tombola.engine.rejudging import stand_ins
+from tombola.engine.rejudging import refuse_other_judges
 from tombola.engine.search import (
     Progress,
     Request,
@@ -37,8 +37,9 @@ from tombola.recipes import recipes, transfer
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, resolve
 from tombola.recipes.transfer import Route, TicketFacts
+from tombola.runs.lock import locked
 from tombola.runs.results import Row, write_costs, write_results
-from tombola.runs.store import Store, finite, locked, write_json
+from tombola.runs.store import Store, finite, healed, write_json
 from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
 
 Settings = dict[str, Setting]
@@ -126,9 +127,10 @@ def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
             if name in others:
                 refuse_changes(others[name], each, request.out)
     plans = _plans(request, settings)
-    families = {task_name(each): each.task.family for each in settings.values()}
     first = next(iter(plans.values()))
-    first.earlier = stand_ins(first.graph, Store(request.out / "store"), families)
+    first.families = {task_name(each): each.task.family for each in settings.values()}
+    if earlier is not None:
+        refuse_other_judges(first, request.out, earlier, told(request, settings))
     return settings, plans
 
 
@@ -147,28 +149,28 @@ def _plans(request: TransferRequest, settings: Settings) -> dict[str, Plan]:
 
 def run(request: TransferRequest, progress: Progress | None = None) -> Result:
     """Carry a transfer out and write its folder; a second call reuses every run that is whole."""
+    progress = progress or Progress()
     made = absent(request.out)
-    with locked(request.out) as lock:
+    with locked(request.out, progress.note) as lock:
         with gone_if_refused(made):
             settings, plans = prepare(request)
         store = Store(request.out / "store")
         main = settings[request.main]
         write_json(request.out / "config.json", told(request, settings))
-        runs = carry_graph(
-            main,
-            next(iter(plans.values())),
-            store,
-            _fields(request, settings, store),
-            lock=lock,
-            progress=progress or Progress(),
-        )
-        outputs = {}
-        for name, plan in plans.items():
-            transfer.settled(plan, store.record, settings[name])
-            folder = request.out if name == request.main else request.out / "transfer" / name
-            outputs[name] = _TaskOutput(settings, name, plan, store, folder)
-        summary = _write(request, outputs, runs)
-        return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
+        first = next(iter(plans.values()))
+        fields, before = _fields(request, settings, store), store.finished()
+
+        def work() -> Result:
+            runs = carry_graph(main, first, store, fields, before, lock=lock, progress=progress)
+            outputs = {}
+            for name, plan in plans.items():
+                transfer.settled(plan, store.record, settings[name])
+                folder = request.out if name == request.main else request.out / "transfer" / name
+                outputs[name] = _TaskOutput(settings, name, plan, store, folder)
+            summary = _write(request, outputs, runs)
+            return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
+
+        return healed(store, progress.note, work)
 
 
 def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:

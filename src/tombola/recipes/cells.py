@@ -69,8 +69,8 @@ class Plan:
     """Evaluations of one dense network with other sampling seeds."""
     floor: str | None = None
     """The judgement of training images in the place of samples, where samples are compared."""
-    earlier: dict[str, str] = field(default_factory=dict)
-    """Judgement -> one of the same training that stands in for states that are gone."""
+    families: dict[str, str] = field(default_factory=dict)
+    """Name of each task in its runs -> its family."""
     kept: tuple[str, ...] = ()
     """Trainings whose judged states stay: a search in the same folder judges them once more."""
     watches: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -22,13 +22,13 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tombola.atomic import replacing
 from tombola.errors import TicketError
 from tombola.sparsity.layout import (
     CHECKPOINT_FORMAT,
@@ -185,30 +185,11 @@ def write_file(
     check_contents(_parse_header(str(path), head, 8 + len(head) + data_bytes))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as handle:
-            handle.write(len(head).to_bytes(8, "little"))
-            handle.write(head)
-            for name in order:
-                handle.write(tensors[name].data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with replacing(target) as handle:
+        handle.write(len(head).to_bytes(8, "little"))
+        handle.write(head)
+        for name in order:
+            handle.write(tensors[name].data)
 
 
 def _checksum_prefix(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
