@@ -134,6 +134,8 @@ def _run(arguments: list[str]) -> int:
     else:
         from tombola import commands as does  # type: ignore[no-redef]
 
+    if getattr(sys.stdout, "errors", None) == "strict":  # a folder's name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no answer of ours
         code: int = getattr(does, options.function)(options)

@@ -15,20 +15,18 @@ from tombola.runs.store import Store
 
 
 def prepare_store(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str, str]:
-    """Let such runs be made again and say so; returns judgement -> what stands in for its states.
+    """Let such runs be made again; returns judgement -> what stands in for states that are gone.
 
-    ``note`` is told at most a line of each kind.
+    ``note`` is told in one line which they are.
     """
     bad = {name: why for name, why in store.faults().items() if name in plan.graph}
-    if bad:
-        labels = {plan.graph[name].label: why for name, why in bad.items()}
-        note(describe_again("damaged", labels, store))
     earlier, lost = stand_ins(plan.graph, store, plan.families)
     for node in lost:
-        store.unmark(node.parents["train"])
-    if lost:
-        labels = {node.label: "the states on the way are not kept" for node in lost}
-        note(describe_again("judged anew", labels, store))
+        bad[node.parents["train"]] = f"{node.label!r} needs states that are not kept"
+    for name in bad:
+        store.unmark(name)
+    if bad:
+        note(describe_again({plan.graph[name].label: why for name, why in bad.items()}, store))
     return earlier
 
 
@@ -38,11 +36,11 @@ def whole_runs(plan: Plan, store: Store) -> set[str]:
     return store.finished() - {node.parents["train"] for node in lost}
 
 
-def describe_again(what: str, reasons: Mapping[str, str], store: Store) -> str:
-    """One line on runs that are made again: what they are, and label -> why."""
+def describe_again(reasons: Mapping[str, str], store: Store) -> str:
+    """One line on runs that are made again: label -> why."""
     some = "; ".join(f"{label}: {reason}" for label, reason in list(reasons.items())[:3])
     more = "; ..." if len(reasons) > 3 else ""
     return (
-        f"{len(reasons)} runs in {store.folder} are {what} ({some}{more}): they and what they need "
-        "are made again, with the same results"
+        f"runs in {store.folder} that are made again, with the same results: {len(reasons)} "
+        f"({some}{more})"
     )

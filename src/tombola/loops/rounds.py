@@ -28,7 +28,7 @@ def make_rounds(
     fresh: set[Which] = set()
     labels = {book.name(*each): f"{each[0]} of round {each[2]}, seed {each[1]}" for each in every}
     if bad := {labels[name]: why for name, why in book.store.faults().items() if name in labels}:
-        tell(describe_again("damaged", bad, book.store))
+        tell(describe_again(bad, book.store))
 
     def work() -> dict[str, Any]:
         todo = [each for each in every if not book.has(*each)]

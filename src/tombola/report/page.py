@@ -58,7 +58,8 @@ def write_report(out: Path) -> Path:
     folder = read_folder(Path(out))
     page = _Page(**vars(ended(transfer.own_part(folder))))
     path = folder.out / REPORT
-    write_file(path, _render(page.context() | transfer.told(folder)).encode())
+    text = _render(page.context() | transfer.told(folder))
+    write_file(path, text.encode("utf-8", "backslashreplace"))  # a folder's name may be any bytes
     return path
 
 

@@ -119,7 +119,7 @@ def sorted_rows(rows: Iterable[R]) -> list[R]:
 
 def write_rows(path: Path, rows: Iterable[R], kind: type[R]) -> None:
     """Write the file whole or not at all: a temporary name, flushed to disk, then renamed."""
-    write_atomic(path, to_csv(rows, kind).encode())
+    write_atomic(path, to_csv(rows, kind).encode("utf-8", "backslashreplace"))
 
 
 def write_results(path: Path, rows: Iterable[Row]) -> None:

@@ -193,7 +193,7 @@ def healed(store: Store, tell: Callable[[str], None], work: Callable[[], T]) -> 
                 ) from error
             mended.add(error.run)
             store.unmark(error.run)
-            tell(f"{error}; it is made again, with the same results")
+            tell(f"{error}; its run is made again, with the same results")
 
 
 def _digest(record: Mapping[str, Any]) -> str:
