@@ -23,8 +23,8 @@ def prepare_store(plan: Plan, store: Store, note: Callable[[str], None]) -> dict
     earlier, lost = stand_ins(plan.graph, store, plan.families)
     for node in lost:
         bad[node.parents["train"]] = f"{node.label!r} needs states that are not kept"
-    for name in bad:
-        store.unmark(name)
+    for name, why in bad.items():
+        store.unmark(name, why)
     if bad:
         note(describe_again({plan.graph[name].label: why for name, why in bad.items()}, store))
     return earlier

@@ -132,7 +132,7 @@ def run(request: Request, progress: Progress | None = None) -> Result:
             output.write_costs()
             return Result(request.out, summary, list(output.rows()))
 
-        return healed(store, progress.note, work)
+        return healed(store, work)
 
 
 def carry_graph(

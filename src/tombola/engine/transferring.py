@@ -170,7 +170,7 @@ def run(request: TransferRequest, progress: Progress | None = None) -> Result:
             summary = _write(request, outputs, runs)
             return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
 
-        return healed(store, progress.note, work)
+        return healed(store, work)
 
 
 def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:

@@ -27,10 +27,11 @@ def make_rounds(
     every = list(book.rounds())
     fresh: set[Which] = set()
     labels = {book.name(*each): f"{each[0]} of round {each[2]}, seed {each[1]}" for each in every}
-    if bad := {labels[name]: why for name, why in book.store.faults().items() if name in labels}:
-        tell(describe_again(bad, book.store))
 
     def work() -> dict[str, Any]:
+        faults = book.store.faults().items()
+        if bad := {labels[name]: why for name, why in faults if name in labels}:
+            tell(describe_again(bad, book.store))
         todo = [each for each in every if not book.has(*each)]
         for number, each in enumerate(todo, 1):
             make(each, number, len(todo))
@@ -41,4 +42,4 @@ def make_rounds(
         reused = sum(not book.read(*each).not_run for each in every) - trained
         return write_folder(book, {"trained": trained, "reused": reused})
 
-    return healed(book.store, tell, work)
+    return healed(book.store, work)

@@ -62,6 +62,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._faults: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._reasons: dict[str, str] = {}
 
     def path(self, name: str) -> Path:
         """The folder of a finished run."""
@@ -95,7 +96,7 @@ class Store:
                 self._faults[name] = key, self._look(name)
             return self._faults[name][1]
         except (FileNotFoundError, NotADirectoryError):
-            return f"{MARKER} is gone"
+            return self._reasons.get(name, f"{MARKER} is gone")
 
     def _look(self, name: str) -> str:
         try:
@@ -144,8 +145,9 @@ class Store:
                 raise
             raise DamagedError(f"{path} is damaged or gone", name) from error
 
-    def unmark(self, name: str) -> None:
-        """Make a run as good as not there; its files stay until it is made again."""
+    def unmark(self, name: str, why: str) -> None:
+        """Make a run as good as not there, for a reason; its files stay until it is made again."""
+        self._reasons[name] = why
         (self.path(name) / MARKER).unlink(missing_ok=True)
 
     def begin(self, name: str) -> Path:
@@ -176,10 +178,11 @@ class Store:
             path.unlink(missing_ok=True)
 
 
-def healed(store: Store, tell: Callable[[str], None], work: Callable[[], T]) -> T:
-    """Do what reads a store and makes what is missing in it; again where a run proved damaged.
+def healed(store: Store, work: Callable[[], T]) -> T:
+    """Do what makes the runs that are missing in a store; again where one proves damaged.
 
-    ConfigError if a run that was made again is damaged once more.
+    ``work`` says what it makes again (``Store.faults``). ConfigError if a run that was made again
+    is damaged once more.
     """
     mended: set[str] = set()
     while True:
@@ -192,8 +195,7 @@ def healed(store: Store, tell: Callable[[str], None], work: Callable[[], T]) -> 
                     "another folder with --out"
                 ) from error
             mended.add(error.run)
-            store.unmark(error.run)
-            tell(f"{error}; its run is made again, with the same results")
+            store.unmark(error.run, str(error).removeprefix(f"{store.path(error.run)}{os.sep}"))
 
 
 def _digest(record: Mapping[str, Any]) -> str:
