@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def check(source, whole, target, where, kind, rounds, **options):
     assert results(target) == whole[rounds], (where, kind, rounds)
     assert not list(target.rglob("*.part"))
     if where.startswith("store") and kind != "flip":
-        (line,) = notes
+        (line,) = [note for note in notes if "made again" in note]
         assert "that are made again, with the same results: " in line
     shutil.rmtree(target)
 
@@ -171,6 +172,24 @@ def test_a_copy_that_is_handed_out_stays_though_the_store_lost_its_source(base, 
         search.run(request(out), Watching())
     assert seen
     assert all(each.keys() == whole[1].keys() for each in seen)
+    assert results(out) == whole[1]
+
+
+def test_a_changed_digit_of_a_judgement_is_found(base, tmp_path):
+    source, whole = finished(base / "fast")
+    out = tmp_path / "out"
+    shutil.copytree(source, out)
+    changed = 0
+    for path in (out / "store").glob("*/run.json"):
+        text = path.read_text()
+        found = re.search(r'"reconstruction_error": 0\.\d', text)
+        if found and "dense" in json.loads(text)["label"]:
+            path.write_text(
+                text.replace(found[0], f"{found[0][:-1]}{(int(found[0][-1]) + 1) % 10}")
+            )
+            changed += 1
+    _, (note,) = run(out)
+    assert note.count("run.json does not read (the checksum does not agree)") == min(changed, 3)
     assert results(out) == whole[1]
 
 
