@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -119,6 +122,17 @@ class WideGAN(TinyGAN):
                 nn.Linear(32 * w, 1),
             ),
         }
+
+
+def strip_checksum(path: Path) -> None:
+    """Make a checkpoint file what older versions wrote: without a checksum in its header."""
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    tree = json.loads(whole[8 : 8 + length])
+    del tree["__metadata__"]["sha256"]
+    head = json.dumps(tree, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + length :])
 
 
 def images(n: int = 64, shape: tuple[int, int, int] = (1, 8, 8)) -> Tensor:

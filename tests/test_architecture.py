@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "tombola"
 TIERS = (
     {"errors"},
     {"__init__"},
-    {"hub", "limits", "models", "registry", "runtime", "streams", "values"},
+    {"atomic", "hub", "limits", "models", "registry", "runtime", "streams", "values"},
     {"learned_config"},
     {"config"},
     {"data", "metrics", "runs", "sparsity", "tasks"},

@@ -373,6 +373,14 @@ def test_damaged_or_unusable_cache_is_no_error(
     (stored,) = (tmp_path / "cache" / "images").iterdir()
     stored.write_bytes(stored.read_bytes()[:-10])
     assert load_images("mnist", (1, 28, 28), data_dir=tmp_path).sha256 == first.sha256
+    whole = bytearray(stored.read_bytes())
+    for position in (-10, whole.index(b"note"), whole.index(b"classes")):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        stored.write_bytes(damaged)
+        again = load_images("mnist", (1, 28, 28), data_dir=tmp_path)
+        assert torch.equal(again.splits["train"], first.splits["train"])
+        assert stored.read_bytes() != damaged
     file = tmp_path / "a file"
     file.write_text("")
     monkeypatch.setenv("TOMBOLA_CACHE", str(file))

@@ -328,7 +328,7 @@ def test_cut_off_before_at_and_after_the_cut_ends_at_the_same_bytes(
     assert (again.out / "results.csv").read_bytes() == (whole.out / "results.csv").read_bytes()
     watches = [records(result.out, "watch")[0] for result in (again, whole)]
     for watch in watches:
-        del watch["seconds"]
+        del watch["seconds"], watch["sha256"]  # a digest of seconds too
         for cut in watch["cuts"].values():
             del cut["seconds"]
     assert watches[0] == watches[1]

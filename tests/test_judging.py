@@ -22,6 +22,7 @@ from tombola.data.batches import to_uint8
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier, judging
 from tombola.engine.judging import JudgedState, evaluate, open_judge, save_grid
+from tombola.errors import DamagedError
 from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
@@ -300,13 +301,15 @@ def test_parts_of_a_batch_are_joined_in_order(digits, monkeypatch):
 
 
 def test_a_state_that_is_gone_is_never_taken_for_another(tmp_path):
-    final = {"n.level": torch.tensor(2.0)}
-    save_weights(tmp_path / "final.safetensors", final)
-    save_weights(tmp_path / "judge-21.safetensors", {"n.level": torch.tensor(1.0)})
-    assert JudgedState(tmp_path, 25, 25)() == final
-    assert JudgedState(tmp_path, 21, 25)()["n.level"] == 1
-    with pytest.raises(tombola.ConfigError, match="the state of step 22 is not kept"):
-        JudgedState(tmp_path, 22, 25)()
+    store, final = Store(tmp_path), {"n.level": torch.tensor(2.0)}
+    part = store.begin("run")
+    save_weights(part / "final.safetensors", final)
+    save_weights(part / "judge-21.safetensors", {"n.level": torch.tensor(1.0)})
+    store.commit("run", {"kind": "train"})
+    assert JudgedState(store, "run", 25, 25)() == final
+    assert JudgedState(store, "run", 21, 25)()["n.level"] == 1
+    with pytest.raises(DamagedError, match=r"judge-22\.safetensors is damaged or gone"):
+        JudgedState(store, "run", 22, 25)()
 
 
 class Mirror(Task):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from helpers import strip_checksum
 from tombola.errors import ConfigError, TicketError
 from tombola.sparsity import container, tensorfile, tickets
 from tombola.sparsity.names import plain_state
@@ -229,7 +230,9 @@ def test_checkpoints_keep_every_dtype_with_and_without_checksum(tmp_path):
     }  # fmt: skip
     for checksum in (True, False):
         path = tmp_path / f"c{checksum}"
-        tickets.save_tensors(path, tensors, {"step": 9}, checksum=checksum)
+        tickets.save_tensors(path, tensors, {"step": 9})
+        if not checksum:
+            strip_checksum(path)
         again, manifest = tickets.load_tensors(path)
         assert manifest == {"step": 9}
         assert {k: (v.dtype, v.shape, bits(v)) for k, v in again.items()} == {
@@ -240,7 +243,6 @@ def test_checkpoints_keep_every_dtype_with_and_without_checksum(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x40")
     with pytest.raises(TicketError, match="checksum does not agree"):
         tickets.load_tensors(path)
-    assert tickets.load_tensors(path, checksum=False)[0]["x"][0] == 1
     with pytest.raises(TicketError, match=r"complex64 cannot be stored"):
         tickets.save_tensors(path, {"z": torch.zeros(1, dtype=torch.complex64)}, {})
 

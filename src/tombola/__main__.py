@@ -1,5 +1,6 @@
 """``python -m tombola`` is the command ``tombola``."""
 
+import os
 import sys
 
 
@@ -14,4 +15,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.path[:1] == [os.getcwd()]:
+        del sys.path[0]  # which -m puts there; the command runs no code of the current folder
     sys.exit(main())

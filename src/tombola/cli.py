@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from tombola.errors import ConfigError, UserError, unknown
+from tombola.errors import ConfigError, EndedError, UserError, unknown
 from tombola.hub import is_hub, resolve
 from tombola.parser import build_parser
 from tombola.streams import careful, open_streams
@@ -28,7 +28,15 @@ _NOT_BUILT = {
 }
 _TRAVEL = frozenset({"transfer", "run", "publish"})
 """Commands whose function is in travel.py; that of the others is in commands.py."""
-_USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR}
+_USER_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +63,8 @@ def _answered(arguments: list[str]) -> int:
         return DONE
     except OSError as error:
         return _os_error(error)
+    except EndedError as error:
+        return _fail(str(error), FAULT)
     except Exception as error:
         if os.environ.get("TOMBOLA_DEBUG"):
             raise
@@ -71,8 +81,8 @@ def _interrupt(*_: object) -> NoReturn:
 def _os_error(error: OSError) -> int:
     """A full disk is exit 1; a place that cannot be written or read is the user's to mend."""
     name = error.filename or ""
-    text = f"{name}: {error.strerror}" if error.strerror else str(error)
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+    text = f"{name}: {error.strerror}" if name and error.strerror else error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return _fail(
             f"the disk is full ({text}); free some space and run the same command again: "
             "what is finished is kept",
@@ -124,6 +134,8 @@ def _run(arguments: list[str]) -> int:
     else:
         from tombola import commands as does  # type: ignore[no-redef]
 
+    if getattr(sys.stdout, "errors", None) == "strict":  # a folder's name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no answer of ours
         code: int = getattr(does, options.function)(options)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.mending import whole_runs
 from tombola.engine.output import whole_config
 from tombola.engine.search import Request, prepare
 from tombola.metrics.rules import rule_of
@@ -43,7 +44,7 @@ def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
-    done = Store(request.out / "store").finished()
+    done = whole_runs(plan, Store(request.out / "store"))
     kinds = Counter(node.kind for node in plan.graph)
     there = Counter(node.kind for node in plan.graph if node.hash in done)
     lines = [f"out: {request.out}", "graph:"]
@@ -65,7 +66,7 @@ def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
 
 
 def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
-    done = Store(request.out / "store").finished()
+    done = whole_runs(plan, Store(request.out / "store"))
     todo = plan.graph.missing(done)
     steps = sum(node.steps for node in todo)
     seconds = seconds_per_step(setting)

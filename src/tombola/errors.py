@@ -1,4 +1,4 @@
-"""What can go wrong by the user's hand: one class, three kinds, and how a name is refused."""
+"""What can go wrong by the user's hand: one class, four kinds, and how a name is refused."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class DataError(UserError):
 
 class TicketError(UserError):
     """A ticket or model file is unsound, or does not fit the networks at hand."""
+
+
+class DamagedError(UserError):
+    """A file of a finished run is not as it was written: ``run`` is as good as not there."""
+
+    def __init__(self, text: str, run: str = "") -> None:
+        super().__init__(text)
+        self.run = run
+
+
+class EndedError(Exception):
+    """Work was ended from outside: says by what, and how to go on."""
 
 
 class DivergedError(Exception):

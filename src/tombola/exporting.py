@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tombola.api import model_networks
+from tombola.atomic import write_atomic
 from tombola.errors import ConfigError
 from tombola.exported.facts import Facts, target
 from tombola.exported.files import check
 from tombola.exported.run import Network, network_of
 from tombola.exported.write import quiet, to_onnx, to_torch_export, traced
 from tombola.registry import file_sha256
-from tombola.runs.store import write_atomic
 from tombola.runtime import rng
 from tombola.sparsity.layout import shown
 from tombola.sparsity.tickets import load_model_file

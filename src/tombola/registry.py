@@ -8,11 +8,13 @@ as ``path/to/file.py:NAME`` and needs no registration.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -157,7 +159,8 @@ def _import_file(path: Path, noun: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        with _beside(path):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
         raise ConfigError(
@@ -165,6 +168,30 @@ def _import_file(path: Path, noun: str) -> ModuleType:
             f"{type(error).__name__}: {error}; mend it and run again"
         ) from error
     return module
+
+
+_ASKED_FROM: list[str] = []
+"""Where the process that asked for a user's file finds modules, if that is another one."""
+
+
+def look_beside(paths: Iterable[str]) -> None:
+    """Let users' files import what they can in a process whose ``sys.path`` this is."""
+    _ASKED_FROM[:] = [os.path.abspath(path) for path in paths]
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Within it modules in the folder of a user's file are found first, as a script's; later last.
+
+    Only while the file itself is imported can they stand before a library that has their name.
+    """
+    folders = dict.fromkeys([str(path.absolute().parent), *_ASKED_FROM])
+    added = [folder for folder in folders if folder not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        sys.path[:] = [each for each in sys.path if each not in added] + added
 
 
 TASKS = Registry(

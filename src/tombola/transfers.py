@@ -15,6 +15,7 @@ from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.dry_run import disk, disk_bytes, seeds_line, work
 from tombola.engine import transferring
+from tombola.engine.mending import whole_runs
 from tombola.engine.progress import Progress
 from tombola.engine.search import Result, default_out
 from tombola.engine.transferring import TransferRequest
@@ -214,8 +215,9 @@ def describe(request: TransferRequest) -> tuple[dict[str, dict[str, Any]], list[
         tables["task"] |= {f"{name}.{key}": value for key, value in options}
     if not request.search:
         tables["prune"]["networks"] = ["all"]
-    graph = next(iter(plans.values())).graph
-    todo = graph.missing(Store(request.out / "store").finished())
+    first = next(iter(plans.values()))
+    graph = first.graph
+    todo = graph.missing(whole_runs(first, Store(request.out / "store")))
     kinds, left = Counter(n.kind for n in graph), Counter(n.kind for n in todo)
     notes = [*report_lines(request), f"out: {request.out}", "graph:"]
     notes += [f"  {kind}: {kinds[kind]} runs, {kinds[kind] - left[kind]} of them done"

@@ -31,7 +31,7 @@ from tombola.data.checks import MIN_IMAGES, NATIVE_CHANNELS, check_source
 from tombola.data.decode import ImageFiles, ParquetImages, pixels
 from tombola.data.download import download
 from tombola.data.given import checked_images, label_tensor, stack
-from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble
+from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble, data_hash
 from tombola.errors import DataError, UserError
 from tombola.registry import DATA, file_sha256, is_file_spec, split_file_spec
 
@@ -145,9 +145,24 @@ def load_images(
         origin = f"{spec}\n{_place(spec, data_dir)}\n{skip_broken}"
         code = file_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
         where = cache.slot(name, shape, origin, raw.files, state="\n".join([code, *raw.notes]))
-    if where is not None and (stored := cache.read(where)) is not None:
-        tensors, metadata = stored
-        return Images(
+    if where is not None and (stored := _stored(name, where)) is not None:
+        return stored
+    images = assemble(name, raw, shape, skip_broken, progress)
+    if where is not None:
+        labelled = {f"labels.{k}": v for k, v in images.labels.items() if v is not None}
+        facts = {"classes": str(images.classes), "sha256": images.sha256, "note": images.note}
+        cache.write(where, {**images.splits, **labelled}, facts)
+    return images
+
+
+def _stored(name: str, where: cache.Slot) -> Images | None:
+    """The images in a cache, if they are those of their data hash; None otherwise."""
+    found = cache.read(where)
+    if found is None:
+        return None
+    tensors, metadata = found
+    try:
+        images = Images(
             name=name,
             splits={split: tensors[split] for split in SPLITS},
             labels={split: tensors.get(f"labels.{split}") for split in SPLITS},
@@ -155,12 +170,9 @@ def load_images(
             sha256=metadata["sha256"],
             note=metadata["note"],
         )
-    images = assemble(name, raw, shape, skip_broken, progress)
-    if where is not None:
-        labelled = {f"labels.{k}": v for k, v in images.labels.items() if v is not None}
-        facts = {"classes": str(images.classes), "sha256": images.sha256, "note": images.note}
-        cache.write(where, {**images.splits, **labelled}, facts)
-    return images
+    except (KeyError, ValueError):
+        return None
+    return images if data_hash(images.splits, images.labels) == images.sha256 else None
 
 
 def save_tensor_source(images: Any, path: Path) -> str:

@@ -29,7 +29,7 @@ from tombola.models.classifier import (
 )
 from tombola.runtime import Runtime, seed_everything
 from tombola.tasks.base import Networks, Shape, Task
-from tombola.training.checkpoint import load_state, save_state
+from tombola.training.checkpoint import load_checkpoint, save_state
 from tombola.training.trainer import Settings, Trainer
 
 CHECKPOINT_SECONDS = 60.0
@@ -116,17 +116,16 @@ def train_judge(
 def _run(trainer: Trainer, checkpoint: Path, progress: Callable[[int], None]) -> float:
     """Train to the last step with a checkpoint a minute; the seconds it took, all sittings."""
     seconds = 0.0
-    if checkpoint.exists():
-        tensors, manifest = load_state(checkpoint)
-        trainer.resume(tensors, manifest)
-        seconds = float(manifest["seconds"])
-    start = saved = time.perf_counter()
+    if (saved := load_checkpoint(checkpoint)) is not None:
+        trainer.resume(*saved)
+        seconds = float(saved[1]["seconds"])
+    start = written = time.perf_counter()
     while trainer.step < trainer.settings.total_steps:
         trainer.advance()
         progress(1)
-        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            saved = time.perf_counter()
-            save_state(checkpoint, trainer, {"seconds": seconds + saved - start})
+        if time.perf_counter() - written > CHECKPOINT_SECONDS:
+            written = time.perf_counter()
+            save_state(checkpoint, trainer, {"seconds": seconds + written - start})
     checkpoint.unlink(missing_ok=True)
     return seconds + time.perf_counter() - start
 

@@ -92,8 +92,9 @@ def read_earlier(out: Path) -> dict[str, Any] | None:
                 "choose another folder with --out"
             ) from error
         raise ConfigError(
-            f"{path} of an earlier call cannot be used ({type(error).__name__}: {error}); "
-            "choose another folder with --out, or delete this one"
+            f"{path} of an earlier call cannot be used ({type(error).__name__}: {error}); if it "
+            "was damaged, delete it and give the command that the search was begun with: what is "
+            "in the store is used again; or choose another folder with --out"
         ) from error
     return earlier
 

@@ -28,7 +28,12 @@ from tombola.sparsity.earlybird import Watch, overlap, pooled_masks
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
 from tombola.tasks.base import Networks
-from tombola.training.checkpoint import load_state, load_weights_file, save_state
+from tombola.training.checkpoint import (
+    load_checkpoint,
+    load_state,
+    load_weights_file,
+    save_state,
+)
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Trainer, load_any_size, load_weights, under
 
@@ -48,9 +53,9 @@ def watch(node: Node, context: Context) -> None:
     }
     checkpoint, seconds = part / "checkpoint.safetensors", 0.0
     cuts: dict[str, dict[str, Any]] = {}
-    if checkpoint.exists():
-        tensors, manifest = load_state(checkpoint)
-        trainer.resume(tensors, manifest)
+    if (saved := load_checkpoint(checkpoint)) is not None:
+        manifest = saved[1]
+        trainer.resume(*saved)
         seconds, cuts = float(manifest["seconds"]), manifest["cuts"]
         watches = {share: unpacked(each) for share, each in manifest["watches"].items()}
     loop = Loop(trainer, context.progress, checkpoint, seconds, 0)
@@ -124,8 +129,8 @@ def cut(node: Node, context: Context) -> None:
         return
     start = time.perf_counter()
     found = watched["cuts"][config["compress"]]
-    folder = context.store.path(node.parents["watch"])
-    tensors, manifest = load_state(folder / f"cut-{config['compress']}.safetensors")
+    state = f"cut-{config['compress']}.safetensors"
+    tensors, manifest = context.store.read(node.parents["watch"], state, load_state)
     trainer = trainer_of(watched["config"], context, None)
     load_weights(trainer.networks, under(tensors, "network."))
     channels = _channels(trainer, watched["config"])
@@ -145,7 +150,7 @@ def cut(node: Node, context: Context) -> None:
     ticket = Ticket(masks, whole, {"granularity": "channel"})
     save_ticket(part / "ticket.safetensors", ticket)
     small = _sliced(tensors, away, trainer.moments_of())
-    save_tensors(part / "state.safetensors", small, {**manifest, "log": []}, checksum=False)
+    save_tensors(part / "state.safetensors", small, {**manifest, "log": []})
     before = _sizes(trainer.networks)
     shrink(trainer.networks, away)
     seconds = time.perf_counter() - start
@@ -172,8 +177,9 @@ def overlaps(node: Node, context: Context) -> None:
         commit(node, context, {"not_run": True})
         return
     trainer = trainer_of(watched["config"], context, None)
-    final = context.store.path(node.parents["dense"]) / "final.safetensors"
-    load_weights(trainer.networks, load_weights_file(final))
+    dense = node.parents["dense"]
+    final = context.store.read(dense, "final.safetensors", load_weights_file)
+    load_weights(trainer.networks, final)
     channels = _channels(trainer, watched["config"])
     share = config["compress"]
     late = _masks_at_once(channels, trainer.networks, share, watched["config"])
@@ -198,7 +204,7 @@ def thin(node: Node, context: Context) -> None:
         commit(node, context, {**record, "steps": config["steps"]})
         return
     small = task.networks(shape)
-    tensors, _ = load_state(context.store.path(node.parents["cut"]) / "state.safetensors")
+    tensors, _ = context.store.read(node.parents["cut"], "state.safetensors", load_state)
     load_any_size(small, under(tensors, "network."))
     inputs = inputs_of(task, small, shape)
     wanted = {name: forward_macs(network, inputs[name]) for name, network in small.items()}

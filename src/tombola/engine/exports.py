@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tombola.atomic import write_atomic
 from tombola.engine.handed_out import clear
 from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
-from tombola.engine.output import Output, task_name, whole_config
+from tombola.engine.output import FINAL, TICKET, Output, task_name, whole_config
 from tombola.engine.surroundings import versions
 from tombola.learned_config import LEARNED
 from tombola.metrics.verdict.losses import OWN_ARMS, search_key, search_name
 from tombola.recipes.cells import Arm, Cell, tickets
 from tombola.runs.results import Row
-from tombola.runs.store import write_atomic, write_log
+from tombola.runs.store import write_log
 from tombola.sparsity.tickets import load_ticket, read_manifest, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
 
@@ -30,6 +31,11 @@ LOGGED = (
 """The columns that say which training a line of the log is about."""
 
 
+def _ended(record: Mapping[str, Any]) -> bool:
+    """Whether a run came to its end, and so has left what it is for."""
+    return not {"diverged", "not_run"} & record.keys()
+
+
 class Exports:
     """Writes OUT/tickets, OUT/models, OUT/samples and OUT/log.jsonl from the store."""
 
@@ -41,9 +47,9 @@ class Exports:
 
         What an earlier call left under another name goes last, so that nothing is ever missing.
         """
-        written = {*self.write_tickets(), *self.write_models(summary), *self.write_samples()}
+        planned = {*self.write_tickets(), *self.write_models(summary), *self.write_samples()}
         self.write_log(summary)
-        clear(self.tables.out, written)
+        clear(self.tables.out, planned)
 
     def _place(self, kind: str, cell: Cell) -> Path:
         """Where a cell's file of a kind goes; its folder is made."""
@@ -61,7 +67,7 @@ class Exports:
             made = self.tables.record(cell.cut)
             step = made.get("from_step")
         elif cell.arm.compress and cell.ticket:
-            made = read_manifest(self.tables.ticket_path(cell))
+            made = self.tables.store.read(cell.ticket, TICKET, read_manifest)
             step = made["rewind_step"]
         else:
             return {}
@@ -110,21 +116,25 @@ class Exports:
         }
 
     def write_tickets(self) -> Iterator[Path]:
-        """OUT/tickets: every ticket with its whole lineage; yields each file that is written."""
+        """OUT/tickets: every ticket with its whole lineage; yields the place of each."""
         for cell in tickets(self.tables.plan):
-            path = self.tables.ticket_path(cell)
-            if path.exists():
+            yield self.tables.place("tickets", cell)
+            if cell.ticket and _ended(self.tables.record(cell.ticket)):
+                ticket = self.tables.store.read(cell.ticket, TICKET, load_ticket)
                 target = self._place("tickets", cell)
-                save_ticket(target, replace(load_ticket(path), manifest=self.lineage(cell)))
-                yield target
+                save_ticket(target, replace(ticket, manifest=self.lineage(cell)))
 
     def write_models(self, summary: Mapping[str, Any]) -> Iterator[Path]:
         """OUT/models: the dense and the best ticket's networks of every seed, or all if asked."""
         everything = self.tables.setting.config.run.keep == "all"
         for cell in self.tables.plan.cells:
-            final = self.tables.model_path(cell)
             best = cell.kind in OWN_ARMS and cell.round == self._best_round(cell.arm, summary)
-            if final.exists() and (everything or cell.kind == "dense" or best):
+            if not (everything or cell.kind == "dense" or best):
+                continue
+            yield self.tables.place("models", cell)
+            if _ended(self.tables.record(cell.train)):
+                store = self.tables.store
+                weights = store.read(cell.train, FINAL, load_weights_file)
                 target = self._place("models", cell)
                 manifest = {
                     **self.lineage(cell),
@@ -135,8 +145,7 @@ class Exports:
                 manifest["config"]["task"].update(options)
                 if widths:
                     manifest["widths_by_network"] = widths
-                save_model(target, load_weights_file(final), manifest)
-                yield target
+                save_model(target, weights, manifest)
 
     def _thinner(self, cell: Cell) -> tuple[Mapping[str, Any], dict[str, int]]:
         """The options of the task, and else the width of each network, that made a cell thinner."""
@@ -172,11 +181,12 @@ class Exports:
             save_grid(picture, images)
             write_atomic(self.tables.out / "samples" / "originals.png", picture.getvalue())
         for cell in self.tables.plan.cells:
-            grid = self.tables.store.path(cell.evaluate) / "grid.png"
-            if cell.seed == 0 and grid.exists():
-                target = self._place("samples", cell)
-                write_atomic(target, grid.read_bytes())
-                yield target
+            if cell.seed != 0:
+                continue
+            yield self.tables.place("samples", cell)
+            if self.tables.store.wrote(cell.evaluate, "grid.png"):
+                grid = self.tables.store.read(cell.evaluate, "grid.png", Path.read_bytes)
+                write_atomic(self._place("samples", cell), grid)
 
     def write_log(self, summary: Mapping[str, Any]) -> None:
         """OUT/log.jsonl: losses, judgements on validation and events of every training by step."""

@@ -44,11 +44,12 @@ def size_of(*paths: Path) -> int | None:
     return next((path.stat().st_size for path in paths if path.exists()), None)
 
 
-def clear(out: Path, written: Collection[Path]) -> None:
-    """Remove what an earlier call handed out and this one did not, and folders that are empty then.
+def clear(out: Path, planned: Collection[Path]) -> None:
+    """Remove what an earlier call handed out where now no file belongs, and then empty folders.
 
     A search that was extended has other arms, whose files are in folders, or another best round.
-    What is called as no file of ours is stays, wherever it lies.
+    What is called as no file of ours is stays, wherever it lies, as does a file in one of
+    ``planned``, those that the plan has, though this call may not have written it.
     """
     for kind, name in _NAMES.items():
         base = out / kind
@@ -57,7 +58,7 @@ def clear(out: Path, written: Collection[Path]) -> None:
             if not place.is_dir() or place.is_symlink():
                 continue
             for path in sorted(place.iterdir()):
-                if path not in written and name.fullmatch(path.name) and path.is_file():
+                if path not in planned and name.fullmatch(path.name) and path.is_file():
                     path.unlink()
             with contextlib.suppress(OSError):  # it has other files
                 place.rmdir()

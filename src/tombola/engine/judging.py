@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.sources import Images
-from tombola.errors import ConfigError
 from tombola.metrics.downstream import accuracy, class_shares
 from tombola.metrics.features import (
     Floats,
@@ -31,6 +30,7 @@ from tombola.metrics.own_judge import own_judge
 from tombola.metrics.pairs import MOST_DIMENSIONS, Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
 from tombola.recipes.thin import new_networks
+from tombola.runs.store import Store
 from tombola.runtime import Runtime, rng
 from tombola.tasks.base import RECONSTRUCTING, Networks, Task
 from tombola.training.checkpoint import load_weights_file
@@ -96,22 +96,16 @@ def evaluate(
 class JudgedState:
     """The weights of a training at a step, read when they are called for."""
 
-    folder: Path
+    store: Store
+    training: str
+    """The run that they are of."""
     step: int
     last: int
 
     def __call__(self) -> dict[str, Tensor]:
-        """``network.name`` -> tensor; ConfigError if that state is not kept."""
-        path = self.folder / f"judge-{self.step}.safetensors"
-        if self.step == self.last:
-            path = self.folder / "final.safetensors"
-        elif not path.exists():
-            # Only the last state outlives a judgement, and the others' median needs them.
-            raise ConfigError(
-                f"the state of step {self.step} is not kept in {self.folder}, so this training "
-                "cannot be judged anew; choose another folder with --out, or use --keep all"
-            )
-        return load_weights_file(path)
+        """``network.name`` -> tensor; DamagedError if that state is not there, whole."""
+        name = "final" if self.step == self.last else f"judge-{self.step}"
+        return self.store.read(self.training, f"{name}.safetensors", load_weights_file)
 
 
 class _Eye:
@@ -244,6 +238,12 @@ def open_judge(
     chosen = path if spec["source"] == "run" else shipped_judge(data)
     assert chosen is not None
     return _opened(chosen, False, device)
+
+
+def sound_judge(path: Path) -> Path:
+    """The file of a judge that was trained as a run, once it was read; DataError if unsound."""
+    load_judge(path)
+    return path
 
 
 @lru_cache(maxsize=2)

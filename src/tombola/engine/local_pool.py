@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tombola import errors
-from tombola.errors import UserError
+from tombola.engine.surroundings import own_source
+from tombola.errors import DamagedError, EndedError, UserError
 from tombola.runs.plan import Graph, Node
 from tombola.runs.store import Store
 
@@ -122,6 +123,7 @@ def _hand_out(work: Work, state: _State) -> None:
                 "steps": node.steps,
             },
             "context": dict(work.context),
+            "path": [str(path) for path in sys.path],
         }
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -134,11 +136,11 @@ def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | No
     """Act on one message of a worker; the node if it is finished."""
     worker = state.workers[index]
     if message is None:
-        code = worker.process.wait()
+        assert worker.process.stdin is not None
+        with contextlib.suppress(OSError):
+            worker.process.stdin.close()  # one that only fell silent ends now
         label = worker.node.label if worker.node else "nothing"
-        raise WorkerError(
-            f"worker {worker.process.pid} ended with code {code} during: {label} (out of memory?)"
-        )
+        raise EndedError(describe_end(worker.process.pid, worker.process.wait(), label))
     if message["event"] in ("progress", "expect"):
         (work.progress if message["event"] == "progress" else work.expect)(message["steps"])
         return None
@@ -154,10 +156,12 @@ def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | No
 
 def _raise(node: Node, message: Mapping[str, Any]) -> None:
     kind = getattr(errors, message["kind"], None)
+    if kind is DamagedError:
+        raise DamagedError(message["text"], message["run"])
     if isinstance(kind, type) and issubclass(kind, UserError):
         raise kind(message["text"])
     if message["kind"] == "OSError":
-        raise OSError(f"{node.label}: {message['text']}")
+        raise OSError(message["code"], f"{node.label}: {message['text']}")
     if os.environ.get("TOMBOLA_DEBUG"):
         sys.stderr.write(message.get("trace", ""))
     raise WorkerError(f"{node.label}: {message['text']}")
@@ -168,16 +172,18 @@ def _start(work: Work, state: _State) -> _Worker:
     environment = {
         **MALLOC,
         **os.environ,
+        **own_source(),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "tombola.engine.worker"],
+        [sys.executable, "-P", "-m", "tombola.engine.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         env=environment,
         pass_fds=(work.lock,),
         start_new_session=False,
@@ -194,10 +200,37 @@ def _listen(
     index: int,
     messages: queue.Queue[tuple[int, dict[str, Any] | None]],
 ) -> None:
+    """Pass on what a worker tells; what else is printed while Python starts goes to stderr."""
     assert process.stdout is not None
-    for line in process.stdout:
-        messages.put((index, json.loads(line)))
-    messages.put((index, None))
+    try:
+        for line in process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                message = None
+            if isinstance(message, dict) and "event" in message:
+                messages.put((index, message))
+            elif line.strip() and sys.stderr is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(line)
+    finally:
+        messages.put((index, None))
+
+
+def describe_end(pid: int, code: int, label: str) -> str:
+    """One line on a worker that is gone: ``code`` is below 0 for the signal that ended it."""
+    known = {
+        -9: "was killed (SIGKILL), as systems do that are short of memory",
+        -15: "was ended from outside (SIGTERM)",
+        -11: "crashed in native code (SIGSEGV)",
+    }
+    how = known.get(code, f"was ended by signal {-code}" if code < 0 else f"ended (code {code})")
+    help = {-15: "", -9: ", if memory was short with fewer --workers, or in another --out with a "
+            "smaller task.batch_size"}.get(code, "; if it ends there again, report it")  # fmt: skip
+    return (
+        f"worker {pid} {how} during: {label}; what is finished is kept: run the same command "
+        f"again to go on{help}"
+    )
 
 
 def _stop(workers: list[_Worker]) -> None:

@@ -6,15 +6,18 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
+from tombola.atomic import replacing
 from tombola.engine.context import Context, commit, diverged, unchanged
 from tombola.engine.scoring import mask_at_init, scores_of
 from tombola.engine.starts import trainer_of
-from tombola.errors import ConfigError, UserError
+from tombola.errors import ConfigError, TicketError, UserError
 from tombola.registry import CRITERIA
 from tombola.runs.plan import Node
+from tombola.sparsity.container import verify_file
 from tombola.sparsity.cost import count_macs
 from tombola.sparsity.masks import Masks, count, prunable
 from tombola.sparsity.select import top
@@ -28,7 +31,7 @@ def import_ticket(node: Node, context: Context) -> None:
     """Take a ticket file from outside into the store."""
     assert context.inputs is not None
     part = context.store.begin(node.hash)
-    shutil.copyfile(context.inputs[node.config["sha256"]], part / "ticket.safetensors")
+    _copy(Path(context.inputs[node.config["sha256"]]), part / "ticket.safetensors")
     commit(node, context, {})
 
 
@@ -42,7 +45,7 @@ def rewind(node: Node, context: Context) -> None:
     state = dense / f"state-{node.config['step']}.safetensors"
     target = part / "state.safetensors"
     target.unlink(missing_ok=True)
-    replayed = not state.exists()
+    replayed = not _sound(state)
     if replayed:
         config = context.store.record(node.parents["dense"])["config"]
         trainer = trainer_of(config, context, None)
@@ -50,8 +53,25 @@ def rewind(node: Node, context: Context) -> None:
             trainer.advance()
         save_state(target, trainer)
     else:
-        os.link(state, target)
+        try:
+            os.link(state, target)
+        except OSError:  # a file system without hard links
+            _copy(state, target)
     commit(node, context, {"replayed": replayed})
+
+
+def _sound(state: Path) -> bool:
+    """Whether a state on the way is there, whole."""
+    try:
+        verify_file(state)
+    except TicketError:
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as given, replacing(target) as stream:
+        shutil.copyfileobj(given, stream)
 
 
 def scores(node: Node, context: Context) -> None:
@@ -89,14 +109,16 @@ def mask(node: Node, context: Context) -> None:
     weights = _start(context, node)
     among: Masks | None = None
     if "previous" in node.parents:
-        among = load_ticket(store.path(node.parents["previous"]) / "ticket.safetensors").masks
+        previous = node.parents["previous"]
+        among = store.read(previous, "ticket.safetensors", load_ticket).masks
     start, macs = time.perf_counter(), 0
     masks: Masks = {}
     if "method" in config:
         load_weights(networks, weights)
         known = None
         if "scores" in node.parents:
-            known = load_weights_file(store.path(node.parents["scores"]) / "scores.safetensors")
+            found = node.parents["scores"]
+            known = store.read(found, "scores.safetensors", load_weights_file)
         macs = count_macs(lambda: masks.update(mask_at_init(config, task, networks, known, among)))
     else:
         load_weights(networks, _final(context, node.parents["source"]))
@@ -121,7 +143,7 @@ def transfer(node: Node, context: Context) -> None:
         return
     start = _start(context, node, "start")
     if "ticket" in node.parents:
-        ticket = load_ticket(store.path(node.parents["ticket"]) / "ticket.safetensors")
+        ticket = store.read(node.parents["ticket"], "ticket.safetensors", load_ticket)
         moved = carried(ticket, start, config["tensors"])
         save_ticket(part / "ticket.safetensors", moved)
         kept, total = count(moved.masks)
@@ -130,14 +152,14 @@ def transfer(node: Node, context: Context) -> None:
     weights = grafted(_start(context, node), start, config["tensors"])
     state = {f"network.{name}": value for name, value in weights.items()}
     manifest = {"step": 0, "seed": config["seed"], "scalars": {}, "log": []}
-    save_tensors(part / "state.safetensors", state, manifest, checksum=False)
+    save_tensors(part / "state.safetensors", state, manifest)
     commit(node, context, {})
 
 
 def _start(context: Context, node: Node, role: str = "rewind") -> dict[str, Tensor]:
     """The weights and buffers at the rewind point that a node begins with."""
-    path = context.store.path(node.parents[role]) / "state.safetensors"
-    return under(load_state(path)[0], "network.")
+    state = context.store.read(node.parents[role], "state.safetensors", load_state)
+    return under(state[0], "network.")
 
 
 def _scores(
@@ -164,4 +186,4 @@ def _scores(
 
 
 def _final(context: Context, name: str) -> dict[str, Tensor]:
-    return load_weights_file(context.store.path(name) / "final.safetensors")
+    return context.store.read(name, "final.safetensors", load_weights_file)

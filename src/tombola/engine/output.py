@@ -33,6 +33,9 @@ from tombola.runs.unfinished import in_progress
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket
 
+TICKET, FINAL = "ticket.safetensors", "final.safetensors"
+"""What a run that makes a ticket leaves, and a training."""
+
 
 def task_name(setting: Setting) -> str:
     """The task's name in tables: as registered, or the class of a user's file."""
@@ -282,9 +285,9 @@ class Output:
     def _collapsed(self) -> Iterator[tuple[str, list[str]]]:
         """Tickets of seed 0 with layers that lost every weight."""
         for cell in tickets(self.plan):
-            path = self.ticket_path(cell)
-            if cell.seed == 0 and path.exists():
-                names = collapsed(load_ticket(path).masks)
+            name = str(cell.ticket)
+            if cell.seed == 0 and self.store.wrote(name, TICKET):
+                names = collapsed(self.store.read(name, TICKET, load_ticket).masks)
                 if names:
                     yield f"{self.arm_label(cell.arm)}/round{cell.round:02d}", names
 
@@ -341,11 +344,11 @@ class Output:
     def ticket_path(self, cell: Cell) -> Path:
         """The ticket in the store that a cell was trained from."""
         assert cell.ticket is not None
-        return self.store.path(cell.ticket) / "ticket.safetensors"
+        return self.store.path(cell.ticket) / TICKET
 
     def model_path(self, cell: Cell) -> Path:
         """The trained networks in the store."""
-        return self.store.path(cell.train) / "final.safetensors"
+        return self.store.path(cell.train) / FINAL
 
     def place(self, kind: str, cell: Cell) -> Path:
         """Where a cell's file of a kind is handed out; in a folder of its arm if there are several.

@@ -3,71 +3,83 @@
 A training keeps the states that it is judged at until all have judged it, then the last alone
 (``--keep all``: every one). The last is what counts but for GANs, whose value is the median of five
 states. So another judge can look at it, and the judgement that was made before has the rest: the
-values on the way, and the course on validation, which no classifier has a part in.
+values on the way, and the course on validation, which no classifier has a part in. Where none can
+stand in, the training is made again, to the same states.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError
-from tombola.recipes.cells import course_steps, judged_steps
+from tombola.recipes.cells import Plan, course_steps, judged_steps
 from tombola.runs.plan import Graph, Node
 from tombola.runs.store import Store
 
 Record = Mapping[str, Any]
 
 
-def stand_ins(graph: Graph, store: Store, families: Mapping[str, str]) -> dict[str, str]:
-    """Judgement that is to be made -> the one of the same training that has what is gone.
+def stand_ins(
+    graph: Graph, store: Store, families: Mapping[str, str]
+) -> tuple[dict[str, str], list[Node]]:
+    """What judgements do that are to be made of states that are gone.
 
-    ``families``: name of a task in its runs -> its family. ConfigError if states are gone that the
-    judgements need and none that was made before can stand in.
+    ``families``: name of a task in its runs -> its family. Returns judgement -> the one of the same
+    training that was made before and has what is gone; and the judgements for which there is none,
+    so that their trainings have to be made again.
     """
     found: dict[str, str] = {}
-    lost: list[tuple[Node, int]] = []
+    lost: list[Node] = []
     made: dict[str, list[str]] | None = None
     for node in graph:
         train = node.parents.get("train", "")
         if node.kind != "evaluate" or store.has(node.hash) or not store.has(train):
             continue
         family, training = families[node.config["task"]["name"]], store.record(train)
-        gone = next(_gone(node, family, training, store), None)
-        if gone is None:
+        if not _gone(node, family, training, store):
             continue
         made = _judgements(store) if made is None else made
         fit = [n for n in made.get(train, ()) if _fits(node.config, family, store.record(n))]
         if fit:
             found[node.hash] = fit[0]
         else:
-            lost.append((node, gone))
+            lost.append(node)
+    return found, lost
+
+
+def refuse_other_judges(plan: Plan, out: Path, earlier: Record, now: Record) -> None:
+    """ConfigError if ``judge.*`` values other than a folder's need states that are gone.
+
+    ``earlier``, ``now``: what config.json held and will hold. Where a judgement was only lost, or a
+    newer version judges anew, the user has no say in it, and the trainings are made again.
+    """
+    before, after = earlier["config"].get("judge", {}), now["config"]["judge"]
+    if all(before[key] == after.get(key) for key in before):
+        return
+    _, lost = stand_ins(plan.graph, Store(out / "store"), plan.families)
     if lost:
-        (node, step), count = lost[0], len(lost)
         raise ConfigError(
-            f"{count} judgements would have to be made anew ({node.label}"
-            f"{', ...' if count > 1 else ''}), but the states on the way are not kept in "
-            f"{store.folder} (the first that is missing: step {step}), as all had judged them; "
-            "choose another folder with --out, where --keep all keeps them, or leave the judge.* "
-            "values as they were"
+            f"{len(lost)} judgements would have to be made anew ({lost[0].label}"
+            f"{', ...' if len(lost) > 1 else ''}), but the states on the way are not kept in "
+            f"{out}, as all had judged them; choose another folder with --out, where --keep all "
+            "keeps them, or leave the judge.* values as they were"
         )
-    return found
 
 
-def _gone(node: Node, family: str, training: Record, store: Store) -> Iterator[int]:
+def _gone(node: Node, family: str, training: Record, store: Store) -> list[int]:
     """The steps at which a judgement needs the state of a training that is not kept."""
     if "diverged" in training or "not_run" in training:
-        return
+        return []
     last = int(training.get("steps", training["config"]["steps"]))
     begun = int(training.get("from_step", training["config"].get("from_step", 0)))
     steps = {*(node.config["steps"] or judged_steps(family, last))}
     if node.config["validation_samples"]:
         steps |= {*course_steps(last, begun)}
     folder = store.path(node.parents["train"])
-    for step in sorted(steps - {last}):
-        if not (folder / f"judge-{step}.safetensors").exists():
-            yield step
+    return [s for s in steps - {last} if not (folder / f"judge-{s}.safetensors").exists()]
 
 
 def _judgements(store: Store) -> dict[str, list[str]]:

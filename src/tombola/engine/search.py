@@ -21,17 +21,19 @@ from tombola.engine.earlier import (
 )
 from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
+from tombola.engine.mending import prepare_store
 from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.progress import Progress
-from tombola.engine.rejudging import stand_ins
+from tombola.engine.rejudging import refuse_other_judges
 from tombola.engine.stages import Context
 from tombola.recipes.cells import Plan
 from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, resolve
 from tombola.registry import is_file_spec
+from tombola.runs.lock import locked
 from tombola.runs.plan import Node
 from tombola.runs.results import Row
-from tombola.runs.store import Store, locked, write_json
+from tombola.runs.store import Store, healed, write_json
 from tombola.streams import open_streams
 
 
@@ -88,8 +90,9 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
     if earlier is not None:
         refuse_changes(earlier, told(request, setting), request.out)
     plan = request.planner(setting)
-    families = {task_name(setting): setting.task.family}
-    plan.earlier = stand_ins(plan.graph, Store(request.out / "store"), families)
+    plan.families = {task_name(setting): setting.task.family}
+    if earlier is not None:
+        refuse_other_judges(plan, request.out, earlier, told(request, setting))
     return setting, plan
 
 
@@ -110,7 +113,7 @@ def run(
     open_streams()
     progress = progress or Progress()
     made = absent(request.out)
-    with locked(request.out) as lock:
+    with locked(request.out, progress.note) as lock:
         with gone_if_refused((*request.made, *made)):
             setting, plan = prepare(request)
         store = Store(request.out / "store")
@@ -118,21 +121,27 @@ def run(
         fields = context_fields(request, setting, store)
         if few := few_draws(setting):
             progress.note(few)
-        output = Output(setting, plan, store, request.out)
+        output, before = Output(setting, plan, store, request.out), store.finished()
 
         def tables(known: Known) -> None:
             part = part_of(output, known.done)
             part.write(known.runs, known.progress)
             part.write_costs()
 
-        with Meanwhile(
-            progress, [plan], store, tables=tables, page=lambda: page(request.out)
-        ) as meanwhile:
-            runs = carry_graph(setting, plan, store, fields, lock=lock, meanwhile=meanwhile)
-        summary = output.write(runs)
-        Exports(output).write(summary)
-        output.write_costs()
-        return Result(request.out, summary, list(output.rows()))
+        def work() -> Result:
+            with Meanwhile(
+                progress, [plan], store, tables=tables, page=lambda: page(request.out)
+            ) as meanwhile:
+                runs = carry_graph(
+                    setting, plan, store, fields, before, lock=lock, meanwhile=meanwhile
+                )
+            whole = Output(setting, plan, store, request.out)
+            summary = whole.write(runs)
+            Exports(whole).write(summary)
+            whole.write_costs()
+            return Result(request.out, summary, list(whole.rows()))
+
+        return healed(store, work)
 
 
 def carry_graph(
@@ -140,17 +149,21 @@ def carry_graph(
     plan: Plan,
     store: Store,
     fields: Mapping[str, Any],
+    before: set[str],
     *,
     lock: int,
     meanwhile: Meanwhile,
 ) -> dict[str, int]:
     """Carry out the runs of a plan that are not in the store: how many trainings, new and old.
 
-    ``fields``: the plain fields of stages.Context; ``lock``: descriptor of the folder's lock.
+    ``fields``: the plain fields of stages.Context; ``before``: the runs that are not counted as
+    new, less those that are made again; ``lock``: descriptor of the folder's lock.
     """
     store.folder.mkdir(exist_ok=True)
-    before, progress = store.finished(), meanwhile.progress
-    todo = plan.graph.missing(before)
+    progress = meanwhile.progress
+    earlier = prepare_store(plan, store, progress.note)
+    before &= store.finished()
+    todo = plan.graph.missing(store.finished())
     progress.begin(sum(node.steps for node in todo), len(todo))
 
     def finished(node: Node) -> None:
@@ -164,7 +177,7 @@ def carry_graph(
             local_pool.Work(
                 graph=plan.graph,
                 store=store,
-                context={**fields, "earlier": plan.earlier},
+                context={**fields, "earlier": earlier},
                 workers=setting.workers,
                 threads=setting.threads,
                 lock=lock,
@@ -219,12 +232,14 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
 
 
 def discard(node: Node, plan: Plan, store: Store) -> None:
-    """Once a training has been judged by all, the states that were judged on the way may go."""
+    """Once a training has been judged by all, the states that were judged on the way may go.
+
+    That may be at once: nobody judges those of a chain behind a transfer, and one that was made
+    again may have been judged before.
+    """
     train = node.parents.get("train") or node.parents.get("dense")
-    if node.kind == "train":  # one that nobody judges, as of a chain behind a transfer
-        judged = any(each.parents.get("train") == node.hash for each in plan.graph)
-        if not judged and node.hash not in plan.kept:
-            store.discard_files(node.hash, "judge-*.safetensors")
+    if node.kind == "train":
+        train = node.hash
     if train is None:
         return
     readers = [n for n in plan.graph if train in (n.parents.get("train"), n.parents.get("dense"))]

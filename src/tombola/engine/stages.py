@@ -31,6 +31,7 @@ from tombola.engine.judging import (
     floor_of,
     open_judge,
     save_grid,
+    sound_judge,
 )
 from tombola.engine.learned_masks import search
 from tombola.engine.learning import mean_answer
@@ -42,7 +43,7 @@ from tombola.recipes.cells import course_steps, judged_steps
 from tombola.recipes.thin import thinned
 from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
-from tombola.training.checkpoint import load_state, save_state, save_weights
+from tombola.training.checkpoint import load_checkpoint, load_state, save_state, save_weights
 from tombola.training.trainer import Trainer, under
 
 __all__ = ["STAGES", "Context", "execute"]
@@ -68,10 +69,9 @@ def train(node: Node, context: Context) -> None:
     made = _smaller(node, context, trainer) | {"from_step": first, "steps": total}
     seconds = 0.0
     checkpoint = part / "checkpoint.safetensors"
-    if checkpoint.exists():
-        tensors, manifest = load_state(checkpoint)
-        trainer.resume(tensors, manifest)
-        seconds = float(manifest["seconds"])
+    if (saved := load_checkpoint(checkpoint)) is not None:
+        trainer.resume(*saved)
+        seconds = float(saved[1]["seconds"])
     judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
     # What was cut or thinned has another number of steps than the plan could know.
@@ -159,10 +159,10 @@ def evaluation(node: Node, context: Context) -> None:
     family = context.make_task(node.config).family
     steps = node.config["steps"] or judged_steps(family, training["steps"])
     config = {**node.config, "steps": steps}
-    trained = context.store.path(node.parents["train"])
+    trained = node.parents["train"]
     runtime = context.runtime(config)
     last = max(config["steps"])
-    weights = {step: JudgedState(trained, step, last) for step in config["steps"]}
+    weights = {s: JudgedState(context.store, trained, s, last) for s in config["steps"]}
     before = (
         context.store.record(context.earlier[node.hash]) if node.hash in context.earlier else {}
     )
@@ -186,7 +186,9 @@ def evaluation(node: Node, context: Context) -> None:
         record |= {"course": before["course"]} if "course" in before else {}
     elif config["validation_samples"] and len(images.splits["validation"]) > 1:
         begun = training.get("from_step", training["config"].get("from_step", 0))
-        states = {s: JudgedState(trained, s, last) for s in course_steps(last, begun)}
+        states = {
+            s: JudgedState(context.store, trained, s, last) for s in course_steps(last, begun)
+        }
         judge = open_judge(config["judge"], images.name, judges.get("judge"), str(runtime.device))
         record["course"] = course(config, task, images, runtime, states, judge)
     commit(node, context, {**record, "seconds": time.perf_counter() - start})
@@ -243,7 +245,7 @@ def _first_states(node: Node, context: Context) -> dict[int, Loader]:
 def _judge_files(node: Node, context: Context) -> dict[str, Path]:
     """The files of the networks that judge, by role: trained as runs, or the user's own."""
     found = {
-        role: context.store.path(node.parents[role]) / "judge.safetensors"
+        role: context.store.read(node.parents[role], "judge.safetensors", sound_judge)
         for role in ("judge", "classifier")
         if role in node.parents
     }

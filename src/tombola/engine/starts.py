@@ -30,12 +30,12 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
     seed_everything(seed, f"init-{config['draw']}" if "draw" in config else "init")
     networks = new_networks(task, shape, thin)
     if "cut" in parents:
-        state = load_state(context.store.path(parents["cut"]) / "state.safetensors")
+        state = context.store.read(parents["cut"], "state.safetensors", load_state)
         resize(networks, {k: v.shape for k, v in under(state[0], "network.").items()})
     masks = None
     ticket: Ticket | None = None
     if node is not None and "ticket" in node.parents:
-        ticket = load_ticket(context.store.path(node.parents["ticket"]) / "ticket.safetensors")
+        ticket = context.store.read(node.parents["ticket"], "ticket.safetensors", load_ticket)
         if start == "compact":
             ticket.start(networks)
             networks = compact(networks, ticket)
@@ -82,6 +82,7 @@ def _rewind_to(
         state = {f"network.{k}": v for k, v in ticket.weights.items()}
         trainer.rewind(state, fresh, optimizer=False)
         return
-    tensors, manifest = load_state(context.store.path(node.parents["rewind"]) / "state.safetensors")
+    point = node.parents["rewind"]
+    tensors, manifest = context.store.read(point, "state.safetensors", load_state)
     begin = {**manifest, "step": config["from_step"]}
     trainer.rewind(tensors, begin, optimizer=config["optimizer"] == "restore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -22,6 +23,18 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
     }
+
+
+def own_source() -> dict[str, str]:
+    """The environment in which another Python finds this Tombola too.
+
+    A source tree that it is run from, rather than installed, goes first on the path.
+    """
+    place = Path(__file__).resolve().parents[2]
+    if place.name in ("site-packages", "dist-packages"):
+        return {}
+    paths = [str(place), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, part_of
 from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.progress import Progress
-from tombola.engine.rejudging import stand_ins
+from tombola.engine.rejudging import refuse_other_judges
 from tombola.engine.search import (
     Request,
     Result,
@@ -38,8 +38,9 @@ from tombola.recipes import recipes, transfer
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, resolve
 from tombola.recipes.transfer import Route, TicketFacts
+from tombola.runs.lock import locked
 from tombola.runs.results import Row, write_costs, write_results
-from tombola.runs.store import Store, finite, locked, write_json
+from tombola.runs.store import Store, finite, healed, write_json
 from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
 from tombola.runs.unfinished import in_progress
 from tombola.streams import open_streams
@@ -126,9 +127,10 @@ def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
             if name in others:
                 refuse_changes(others[name], each, request.out)
     plans = _plans(request, settings)
-    families = {task_name(each): each.task.family for each in settings.values()}
     first = next(iter(plans.values()))
-    first.earlier = stand_ins(first.graph, Store(request.out / "store"), families)
+    first.families = {task_name(each): each.task.family for each in settings.values()}
+    if earlier is not None:
+        refuse_other_judges(first, request.out, earlier, told(request, settings))
     return settings, plans
 
 
@@ -155,33 +157,46 @@ def run(
     ``page`` is called with the folder now and then, when its tables are of what is done so far.
     """
     open_streams()
+    progress = progress or Progress()
     made = absent(request.out)
-    with locked(request.out) as lock:
+    with locked(request.out, progress.note) as lock:
         with gone_if_refused(made):
             settings, plans = prepare(request)
         store = Store(request.out / "store")
         write_json(request.out / "config.json", told(request, settings))
         main, fields = settings[request.main], _fields(request, settings, store)
-        outputs = {}
-        for name, plan in plans.items():
-            folder = request.out if name == request.main else request.out / "transfer" / name
-            outputs[name] = _TaskOutput(settings, name, plan, store, folder)
+        before = store.finished()
+
+        def outputs() -> dict[str, _TaskOutput]:
+            made = {}
+            for name, plan in plans.items():
+                folder = request.out if name == request.main else request.out / "transfer" / name
+                made[name] = _TaskOutput(settings, name, plan, store, folder)
+            return made
+
+        shared = outputs()
 
         def tables(known: Known) -> None:
-            parts = {name: part_of(output, known.done) for name, output in outputs.items()}
+            parts = {name: part_of(output, known.done) for name, output in shared.items()}
             _write(request, parts, known.runs, known.progress)
 
-        with Meanwhile(
-            progress or Progress(),
-            list(plans.values()),
-            store,
-            tables=tables,
-            page=lambda: page(request.out),
-        ) as meanwhile:
-            first = next(iter(plans.values()))
-            runs = carry_graph(main, first, store, fields, lock=lock, meanwhile=meanwhile)
-        summary = _write(request, outputs, runs)
-        return Result(request.out, summary, [r for o in outputs.values() for r in o.rows()])
+        def work() -> Result:
+            with Meanwhile(
+                progress,
+                list(plans.values()),
+                store,
+                tables=tables,
+                page=lambda: page(request.out),
+            ) as meanwhile:
+                first = next(iter(plans.values()))
+                runs = carry_graph(
+                    main, first, store, fields, before, lock=lock, meanwhile=meanwhile
+                )
+            whole = outputs()
+            summary = _write(request, whole, runs)
+            return Result(request.out, summary, [r for o in whole.values() for r in o.rows()])
+
+        return healed(store, work)
 
 
 def told(request: TransferRequest, settings: Settings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A process that carries out runs: one JSON line in is one run, JSON lines out tell how it goes.
 
-Started as ``python -m tombola.engine.worker``. It ends when its input ends, so that no worker
+Started as ``python -P -m tombola.engine.worker``, so that it runs no code of the folder that
+somebody happens to work in. It ends when its input ends, so that no worker
 outlives the search that started it.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import UserError
-from tombola.registry import is_file_spec, split_file_spec
+from tombola.registry import is_file_spec, look_beside, split_file_spec
 from tombola.streams import careful
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     # Ctrl-C goes to the whole group: the parent tells its workers when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "w", buffering=1)
+    channel.write("\n")  # whatever was printed while Python started is a line of its own
     # What a user's task prints must not get between our lines, nor end a run where it cannot be.
     os.dup2(2, 1)
     sys.stdout, sys.stderr = careful(sys.stdout), careful(sys.stderr)
@@ -42,12 +44,15 @@ def main() -> int:
         try:
             _execute(request, lambda event, steps: tell(event=event, steps=steps))
         except UserError as error:
-            tell(event="error", kind=type(error).__name__, text=str(error))
+            run = getattr(error, "run", "")
+            tell(event="error", kind=type(error).__name__, text=str(error), run=run)
         except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
             tell(
                 event="error",
                 kind="OSError",
-                text=f"{error.filename}: {error.strerror}",
+                text=f"{name}{error.strerror or error}",
+                code=error.errno,
                 trace=traceback.format_exc(),
             )
         except BaseException as error:
@@ -99,6 +104,7 @@ def _execute(request: dict[str, Any], tell: Callable[[str, int], None]) -> None:
     context = dict(request["context"])
     context["store"] = Store(Path(context["store"]))
     context["keep_steps"] = tuple(context["keep_steps"])
+    look_beside(request["path"])
     progress, expect = (functools.partial(tell, event) for event in ("progress", "expect"))
     execute(Node(**request["node"]), Context(**context, progress=progress, expect=expect))
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tombola.errors import ConfigError
 from tombola.runs.store import Store
 from tombola.values import content_hash
+
+T = TypeVar("T")
 
 SCHEMA = 1
 """Part of every round's name; raise it when what a round keeps would change."""
@@ -166,6 +168,14 @@ class Book:
     def path(self, arm: str, seed: int, level: int) -> Path:
         """The folder of a round that is whole."""
         return self.store.path(self.name(arm, seed, level))
+
+    def load(self, which: tuple[str, int, int], file: str, load: Callable[[Path], T]) -> T:
+        """What a reader makes of a file of a round (arm, seed, level); DamagedError if unsound."""
+        return self.store.read(self.name(*which), file, load)
+
+    def wrote(self, which: tuple[str, int, int], file: str) -> bool:
+        """Whether a round that is whole left a file."""
+        return self.store.wrote(self.name(*which), file)
 
     def read(self, arm: str, seed: int, level: int) -> Round:
         """A round that is whole."""

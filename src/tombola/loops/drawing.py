@@ -7,6 +7,7 @@ on the weights of the rewind point, and for the controls. It begins at its own s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,18 +17,19 @@ import torch
 from torch import nn
 
 from tombola.engine.search import Result, absent, gone_if_refused
-from tombola.errors import ConfigError
+from tombola.errors import ConfigError, TicketError
 from tombola.loops import averages
 from tombola.loops.book import FINAL, GRID, REWIND, TICKET, Book, Round
 from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
-from tombola.loops.folder import write_config, write_folder
+from tombola.loops.folder import write_config
 from tombola.loops.listening import listening
 from tombola.loops.measured import Measured, save_images, surroundings
 from tombola.loops.modules import Modules, Networks, Weights, copied
 from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
+from tombola.loops.rounds import make_rounds
+from tombola.runs.lock import locked
 from tombola.runs.results import read_results
-from tombola.runs.store import locked
 from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
@@ -59,24 +61,19 @@ def draw(
     facts = facts_of(train, modules, steps, chosen)
     folder = Path("runs") / f"{facts.task}-imp" if out is None else Path(out)
     made = absent(folder)
-    with locked(folder), generators_as_found():
+    tell = chosen.tell or (lambda text: None)
+    with locked(folder, tell), generators_as_found():
         book = Book(folder, facts)
         with gone_if_refused(made):
             book.check()
             book.learn(modules.sizes(), pool_of(modules, chosen))
         book.store.folder.mkdir(exist_ok=True)
         write_config(book)
-        every = list(book.rounds())
-        todo = [each for each in every if not book.has(*each)]
         drawing = _Drawing(train, networks, modules, book, chosen)
         try:
-            for each in todo:
-                drawing.make(*each)
+            summary = make_rounds(book, lambda each, *_: drawing.make(*each), tell)
         finally:
             modules.hand_back()
-        trained = sum(not book.read(*each).not_run for each in todo)
-        reused = sum(not book.read(*each).not_run for each in every) - trained
-        summary = write_folder(book, {"trained": trained, "reused": reused})
         return Result(folder, summary, read_results(folder / "results.csv"))
 
 
@@ -106,6 +103,10 @@ class _Drawing:
         modules.restore()
         ticket = None if arm == "dense" else ticket_of(book, arm, seed, level)
         if ticket is None:
+            kept = book.path("dense", seed, 0) / START
+            if modules.given and kept.exists():  # the round was damaged, perhaps not this file
+                with contextlib.suppress(TicketError):
+                    modules.start = load_weights_file(kept)
             modules.begin(seed)
             if modules.given:
                 save_weights(part / START, modules.start)
@@ -114,7 +115,7 @@ class _Drawing:
             if arm == "reinit":
                 if modules.given:
                     # In a later call the networks may have come with other weights.
-                    modules.start = load_weights_file(book.path("dense", seed, 0) / START)
+                    modules.start = book.load(("dense", seed, 0), START, load_weights_file)
                 modules.begin(seed, f"reinit/{level}")
             else:
                 ticket.start(modules.networks)

@@ -25,23 +25,23 @@ def ticket_of(book: Book, arm: str, seed: int, level: int) -> Ticket:
     each tensor, by the draw of ``tombola find``. ``reinit``: the ticket, of which the mask counts.
     """
     if arm != "ticket":
-        ticket = load_ticket(book.path("ticket", seed, level) / TICKET)
+        ticket = book.load(("ticket", seed, level), TICKET, load_ticket)
         if arm == "reinit":
             return ticket
         draw = rng(seed, f"shuffle/{level}").initial_seed()
         return Ticket(shuffle(ticket.masks, draw), _rewound(book, seed))
     source = ("dense", seed, 0) if level == 1 else ("ticket", seed, level - 1)
-    ended = load_weights_file(book.path(*source) / FINAL)
+    ended = book.load(source, FINAL, load_weights_file)
     among: Masks | None = None
     if level > 1:
-        among = load_ticket(book.path(*source) / TICKET).masks
+        among = book.load(source, TICKET, load_ticket).masks
     pool = {name: ended[name] for name in book.facts.prunable}
     masks = top(magnitude(pool, None, among, seed), book.facts.kept(level), among)
     return Ticket(masks, _rewound(book, seed))
 
 
 def _rewound(book: Book, seed: int) -> dict[str, Tensor]:
-    return load_weights_file(book.path("dense", seed, 0) / REWIND)
+    return book.load(("dense", seed, 0), REWIND, load_weights_file)
 
 
 def chain_ended(book: Book, arm: str, seed: int, level: int) -> bool:
@@ -52,7 +52,7 @@ def chain_ended(book: Book, arm: str, seed: int, level: int) -> bool:
     source = before if arm == "ticket" else ("ticket", seed, level)
     if book.read(*source).not_run:
         return True
-    return not (book.path(*source) / (FINAL if arm == "ticket" else TICKET)).exists()
+    return not book.wrote(source, FINAL if arm == "ticket" else TICKET)
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tombola.atomic import write_atomic
 from tombola.engine.surroundings import git_commit, versions
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
 from tombola.metrics.rules import Rule, fixed_margins, register_rule
 from tombola.metrics.verdict.decide import summarise
 from tombola.report.page import write_report
 from tombola.runs.results import CostRow, Row, write_costs, write_results
-from tombola.runs.store import write_atomic, write_json, write_log
+from tombola.runs.store import write_json, write_log
 from tombola.sparsity.masks import collapsed
 from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
@@ -204,9 +205,9 @@ class _Folder:
         facts = self.book.facts
         label = f"{facts.method}-{facts.networks.replace(',', '+')}-r{facts.rewind_steps}"
         for made in self.rounds:
-            path = self.book.path(made.arm, made.seed, made.round) / TICKET
-            if made.arm == "ticket" and made.seed == 0 and path.exists():
-                names = collapsed(load_ticket(path).masks)
+            which = made.arm, made.seed, made.round
+            if made.arm == "ticket" and made.seed == 0 and self.book.wrote(which, TICKET):
+                names = collapsed(self.book.load(which, TICKET, load_ticket).masks)
                 if names:
                     yield f"{label}/round{made.round:02d}", names
 
@@ -234,9 +235,9 @@ class _Folder:
     def _write_tickets(self) -> None:
         """OUT/tickets: every ticket with its lineage."""
         for made in self.rounds:
-            path = self.book.path(made.arm, made.seed, made.round) / TICKET
-            if made.arm == "ticket" and path.exists():
-                ticket = load_ticket(path)
+            which = made.arm, made.seed, made.round
+            if made.arm == "ticket" and self.book.wrote(which, TICKET):
+                ticket = self.book.load(which, TICKET, load_ticket)
                 ticket.manifest = self.lineage(made)
                 save_ticket(self._place("tickets", made, "seed"), ticket)
 
@@ -244,12 +245,12 @@ class _Folder:
         """OUT/models: the dense and the best ticket's trained networks of every seed."""
         best = self._best_round(summary)
         for made in self.rounds:
-            final = self.book.path(made.arm, made.seed, made.round) / FINAL
+            which = made.arm, made.seed, made.round
             wanted = made.arm == "dense" or (made.arm == "ticket" and made.round == best)
-            if wanted and made.diverged is None and final.exists():
+            if wanted and made.diverged is None and self.book.wrote(which, FINAL):
                 manifest = {**self.lineage(made), "arm": made.arm}
                 path = self._place("models", made, f"{made.arm}-seed")
-                save_model(path, load_weights_file(final), manifest)
+                save_model(path, self.book.load(which, FINAL, load_weights_file), manifest)
 
     def _best_round(self, summary: Mapping[str, Any]) -> int:
         """The round of the ticket's sparsity by the primary metric; without a winner the first."""
@@ -262,11 +263,11 @@ class _Folder:
     def _write_samples(self) -> None:
         """OUT/samples: the grids of seed 0, one an arm and round."""
         for made in self.rounds:
-            grid = self.book.path(made.arm, made.seed, made.round) / GRID
-            if made.seed == 0 and grid.exists():
+            which = made.arm, made.seed, made.round
+            if made.seed == 0 and self.book.wrote(which, GRID):
                 target = self.book.out / "samples" / f"{made.arm}-round{made.round:02d}.png"
                 target.parent.mkdir(exist_ok=True)
-                write_atomic(target, grid.read_bytes())
+                write_atomic(target, self.book.load(which, GRID, Path.read_bytes))
 
     def _write_log(self) -> None:
         """OUT/log.jsonl: what was measured on the way, and events, by step."""

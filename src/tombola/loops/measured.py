@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tombola.atomic import write_atomic
 from tombola.errors import ConfigError
 from tombola.metrics.rules import Rule, rule_of
 from tombola.runs.results import DIVERGED, NOT_RUN
@@ -40,9 +42,9 @@ def save_images(path: Path, images: Any) -> tuple[int, ...]:
     shown = images[: GRID_COLUMNS * GRID_ROWS].detach().cpu()
     if shown.is_floating_point():
         shown = to_uint8(shown.nan_to_num())
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_grid(temporary, shown.byte())
-    temporary.replace(path)
+    picture = io.BytesIO()
+    save_grid(picture, shown.byte())
+    write_atomic(path, picture.getvalue())
     return tuple(images.shape[1:])
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tombola.atomic import alive
 from tombola.errors import ConfigError
 from tombola.runs.store import write_json
 
@@ -53,13 +54,7 @@ class Order:
         """Whether the process that waits for the answer is gone; False if it is elsewhere."""
         if self.host != socket.gethostname():
             return False
-        try:
-            os.kill(self.driver, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return not alive(self.driver)
 
 
 def write_order(part: Path, order: Order) -> None:

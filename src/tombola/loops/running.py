@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -16,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.search import absent, gone_if_refused
+from tombola.engine.surroundings import own_source
 from tombola.errors import ConfigError
 from tombola.loops import orders
 from tombola.loops.asking import Request, command_of
 from tombola.loops.book import TICKET, Book, Round
 from tombola.loops.draws import chain_ended, ticket_of
-from tombola.loops.folder import write_config, write_folder
-from tombola.runs.store import locked
+from tombola.loops.folder import write_config
+from tombola.loops.rounds import Which, make_rounds
+from tombola.runs.lock import locked
 from tombola.sparsity.tickets import save_ticket
 
 PATIENCE_SECONDS = 15.0
@@ -36,7 +37,7 @@ def run_script(request: Request, tell: Tell) -> dict[str, Any]:
     ConfigError with the reason if a round fails: the same call again goes on with that round.
     """
     made = absent(request.out)
-    with locked(request.out) as lock:
+    with locked(request.out, tell) as lock:
         book = Book(request.out, request.facts)
         with gone_if_refused(made):
             book.check()
@@ -44,25 +45,16 @@ def run_script(request: Request, tell: Tell) -> dict[str, Any]:
         book.recall()
         write_config(book)
         every = list(book.rounds())
-        todo = [each for each in every if not book.has(*each)]
-        if not todo:
+        if all(book.has(*each) for each in every):
             tell(f"nothing to do: all {len(every)} trainings are there")
-        for number, each in enumerate(todo, 1):
-            _round(book, request, each, lock, _numbered(tell, number, len(todo)))
-        trained = sum(not book.read(*each).not_run for each in todo)
-        reused = sum(not book.read(*each).not_run for each in every) - trained
-        for part in book.store.folder.glob("*.part"):  # of words that were mended since
-            shutil.rmtree(part)
-        return write_folder(book, {"trained": trained, "reused": reused})
+
+        def make(each: Which, number: int, count: int) -> None:
+            _round(book, request, each, lock, lambda text: tell(f"{number}/{count} {text}"))
+
+        return make_rounds(book, make, tell)
 
 
-def _numbered(tell: Tell, number: int, count: int) -> Tell:
-    return lambda text: tell(f"{number}/{count} {text}")
-
-
-def _round(
-    book: Book, request: Request, which: tuple[str, int, int], lock: int, tell: Tell
-) -> None:
+def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) -> None:
     """Make one round: its order, its process, its answer."""
     arm, seed, level = which
     if chain_ended(book, *which):
@@ -105,7 +97,7 @@ def launch(words: Sequence[str], part: Path, log: Path, lock: int) -> int:
     The process and all that it starts are ended with this one; they hold the folder's lock until
     they are gone. ConfigError if it cannot be started.
     """
-    environment = {**os.environ, **_own_source(), orders.VARIABLE: str(part.resolve())}
+    environment = {**os.environ, **own_source(), orders.VARIABLE: str(part.resolve())}
     environment["PYTHONUNBUFFERED"] = "1"  # the log is there to be watched, also of a killed script
     with log.open("wb") as stream:
         try:
@@ -137,15 +129,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
             return
-
-
-def _own_source() -> dict[str, str]:
-    """A source tree that tombola is run from, rather than installed, is the script's too."""
-    place = Path(__file__).resolve().parents[2]
-    if place.name in ("site-packages", "dist-packages"):
-        return {}
-    paths = [str(place), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _answer(part: Path, order: orders.Order, code: int, log: Path) -> dict[str, Any]:

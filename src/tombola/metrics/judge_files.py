@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
+from tombola.atomic import write_atomic
 from tombola.errors import ConfigError, DataError
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -108,17 +109,7 @@ def write_judge_file(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text + body)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, len(text).to_bytes(8, "little") + text + body)
 
 
 def read_judge_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -127,11 +118,12 @@ def read_judge_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         size_bytes = path.stat().st_size
         if size_bytes > MAX_JUDGE_BYTES:
             raise _unsound(path, f"it has {size_bytes} bytes, at most {MAX_JUDGE_BYTES} allowed")
-        with safe_open(str(path), framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise _unsound(path, f"its format is {header.get('format')!r}, not {FORMAT!r}")
-            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        content = path.read_bytes()  # the library opens no path that is not UTF-8
+        weights = dict(sorted(load(content).items()))
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if header.get("format") != FORMAT:
+            raise _unsound(path, f"its format is {header.get('format')!r}, not {FORMAT!r}")
         metadata = json.loads(header["judge"])
     except OSError as error:
         raise DataError(

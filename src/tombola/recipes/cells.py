@@ -72,8 +72,8 @@ class Plan:
     """The judgement of training images in the place of samples, where samples are compared."""
     trivial: list[str] = field(default_factory=list)
     """Judgements of what needs no training: a mean image, a network's first states."""
-    earlier: dict[str, str] = field(default_factory=dict)
-    """Judgement -> one of the same training that stands in for states that are gone."""
+    families: dict[str, str] = field(default_factory=dict)
+    """Name of each task in its runs -> its family."""
     kept: tuple[str, ...] = ()
     """Trainings whose judged states stay: a search in the same folder judges them once more."""
     watches: dict[str, dict[str, str]] = field(default_factory=dict)

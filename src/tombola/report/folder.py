@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tombola.atomic import write_atomic
 from tombola.errors import ConfigError
 from tombola.runs.results import (
     DIVERGED,
@@ -17,7 +19,6 @@ from tombola.runs.results import (
     read_costs,
     read_results,
 )
-from tombola.runs.store import write_atomic
 
 _NEEDED = ("config.json", "results.csv", "summary.json")
 
@@ -83,10 +84,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; ConfigError if the directory does not take it."""
+    """Write a file whole or not at all; ConfigError if the directory does not take it.
+
+    A full disk is no fault of the directory: OSError, as when any other file is written.
+    """
     try:
         write_atomic(path, content)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise ConfigError(
-            f"cannot write {path}: {error.strerror}; make the directory writable or free some space"
+            f"cannot write {path}: {error.strerror}; make the directory writable"
         ) from error

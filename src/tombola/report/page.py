@@ -61,7 +61,7 @@ def write_report(out: Path) -> Path:
     context = page.context() | transfer.told(folder)
     if progress_text(folder.summary):
         context |= {"state": "in progress", "tone": "open"}
-    write_file(path, render_page(context).encode())
+    write_file(path, render_page(context).encode("utf-8", "backslashreplace"))
     return path
 
 

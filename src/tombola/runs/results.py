@@ -10,12 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tombola.atomic import write_atomic
 from tombola.errors import DataError
 
 DIVERGED = "diverged"
@@ -119,15 +119,7 @@ def sorted_rows(rows: Iterable[R]) -> list[R]:
 
 def write_rows(path: Path, rows: Iterable[R], kind: type[R]) -> None:
     """Write the file whole or not at all: a temporary name, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(to_csv(rows, kind).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, to_csv(rows, kind).encode("utf-8", "backslashreplace"))
 
 
 def write_results(path: Path, rows: Iterable[Row]) -> None:

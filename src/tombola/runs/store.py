@@ -2,39 +2,35 @@
 
 A run is written in ``<hash>.part`` and renamed to ``<hash>`` when its files and, last, its marker
 ``run.json`` are on disk. What is under way stays in ``.part``, to be taken up by the same run.
+
+The marker names the run's files and carries a digest of itself; tensors carry theirs in their
+header, all other files in the marker. A run that is damaged is as good as not there: what its files
+and sizes tell is asked of every run, digests are compared where a file is read. Since a run's name
+decides its bytes, it is made again and what was built on it stays.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import errno
+import hashlib
 import json
 import math
 import os
 import shutil
-import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tombola.errors import ConfigError
+from tombola.atomic import clear_litter, sync_folder, write_atomic
+from tombola.errors import ConfigError, DamagedError, DataError, TicketError
 
 MARKER = "run.json"
-LOCK_PATIENCE_SECONDS = 10.0
+PASSING = ("judge-*.safetensors", "state-*.safetensors")
+"""Files of a run that go once all that need them are whole, and so are not in its marker."""
 
+_LOST = (errno.ENOENT, errno.EIO)
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or not there; its folder must exist."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+T = TypeVar("T")
 
 
 def finite(value: Any) -> Any:
@@ -65,111 +61,157 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._faults: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._reasons: dict[str, str] = {}
 
     def path(self, name: str) -> Path:
         """The folder of a finished run."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Whether the run is there, whole."""
-        return (self.folder / name / MARKER).is_file()
+        """Whether the run is there, whole as far as its marker and the sizes of its files tell."""
+        return self.path(name).is_dir() and not self.fault(name)
 
     def finished(self) -> set[str]:
         """Names of all whole runs."""
+        return {name for name in self._names() if not self.fault(name)}
+
+    def faults(self) -> dict[str, str]:
+        """Runs that are there and damaged -> what is wrong with each."""
+        return {name: fault for name in self._names() if (fault := self.fault(name))}
+
+    def _names(self) -> list[str]:
         if not self.folder.is_dir():
-            return set()
-        return {entry.name for entry in self.folder.iterdir() if (entry / MARKER).is_file()}
+            return []
+        entries = (entry for entry in self.folder.iterdir() if entry.suffix != ".part")
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+    def fault(self, name: str) -> str:
+        """What is wrong with a run that is there, looked at once a marker; empty if nothing."""
+        marker = self.path(name) / MARKER
+        try:
+            stat = marker.stat()
+            key = stat.st_ino, stat.st_mtime_ns, stat.st_size
+            if self._faults.get(name, ((), ""))[0] != key:
+                self._faults[name] = key, self._look(name)
+            return self._faults[name][1]
+        except (FileNotFoundError, NotADirectoryError):
+            return self._reasons.get(name, f"{MARKER} is gone")
+
+    def _look(self, name: str) -> str:
+        try:
+            files = self.record(name).get("files", {})
+        except DamagedError as error:
+            return str(error).removeprefix(f"{self.path(name)}{os.sep}")
+        for file, entry in files.items():
+            path = self.path(name) / file
+            size_bytes = path.stat().st_size if path.is_file() else None
+            if size_bytes != entry["bytes"]:
+                return f"{file} is {'gone' if size_bytes is None else 'cut'}"
+        return ""
 
     def record(self, name: str) -> dict[str, Any]:
-        """What a finished run wrote about itself."""
-        record: dict[str, Any] = json.loads((self.folder / name / MARKER).read_text("utf-8"))
+        """What a finished run wrote about itself; DamagedError if that does not read."""
+        path = self.path(name) / MARKER
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            if not isinstance(record, dict) or not {"kind", "round"} & record.keys():
+                raise ValueError("it holds no run")
+            seal = record.pop("sha256", None)  # none in a store of an older version
+            if seal is not None and seal != _digest(record):
+                raise ValueError("the checksum does not agree")
+        except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno not in _LOST:
+                raise
+            raise DamagedError(f"{path} does not read ({error})", name) from error
         return record
+
+    def wrote(self, name: str, file: str) -> bool:
+        """Whether a finished run left a file; of an older version: whether it is there."""
+        files = self.record(name).get("files")
+        return (self.path(name) / file).exists() if files is None else file in files
+
+    def read(self, name: str, file: str, load: Callable[[Path], T]) -> T:
+        """What ``load`` makes of a finished run's file; DamagedError if that is not as written."""
+        path = self.path(name) / file
+        seal = self.record(name).get("files", {}).get(file, {}).get("sha256")
+        try:
+            if seal is not None and seal != _file_digest(path):
+                raise DataError(f"{path}: the checksum does not agree")
+            return load(path)
+        except (TicketError, DataError, OSError) as error:
+            lost = not isinstance(error, OSError) or error.errno in _LOST
+            if not lost or (path.exists() and not os.access(path, os.R_OK)):
+                raise
+            raise DamagedError(f"{path} is damaged or gone", name) from error
+
+    def unmark(self, name: str, why: str) -> None:
+        """Make a run as good as not there, for a reason; its files stay until it is made again."""
+        self._reasons[name] = why
+        (self.path(name) / MARKER).unlink(missing_ok=True)
 
     def begin(self, name: str) -> Path:
         """The ``.part`` folder of a run, new or as it was left."""
         part = self.folder / f"{name}.part"
         part.mkdir(parents=True, exist_ok=True)
+        clear_litter(part)
         return part
 
     def commit(self, name: str, record: Mapping[str, Any]) -> None:
         """Mark the run as whole: the marker is written last, then the folder gets its name."""
         part = self.folder / f"{name}.part"
-        write_json(part / MARKER, dict(record))
-        final = self.folder / name
+        files = sorted(p for p in part.iterdir() if p.is_file() and p.name != MARKER)
+        stay = [path for path in files if not any(map(path.match, PASSING))]
+        told = {**finite(record), "files": {path.name: _entry(path) for path in stay}}
+        told = json.loads(json.dumps(told))  # as it will be read: keys are strings
+        write_json(part / MARKER, {**told, "sha256": _digest(told)})
+        final = self.path(name)
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
+        sync_folder(self.folder)
 
     def discard_files(self, name: str, pattern: str) -> None:
         """Remove files of a finished run that no later run needs."""
+        assert pattern in PASSING
         for path in self.path(name).glob(pattern):
             path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[int]:
-    """Hold an output folder for this process and the workers that inherit the descriptor.
+def healed(store: Store, work: Callable[[], T]) -> T:
+    """Do what makes the runs that are missing in a store; again where one proves damaged.
 
-    Yields the descriptor. ConfigError that names the holder if another process has it, or if the
-    folder cannot be written.
+    ``work`` says what it makes again (``Store.faults``). ConfigError if a run that was made again
+    is damaged once more.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {out}: {error.strerror}; choose another folder with --out"
-        ) from error
-    try:
-        _acquire(descriptor, out)
-        holder = json.dumps(
-            {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
-        )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, out: Path) -> None:
-    """Take the lock; wait only for the last workers of a process that is gone."""
-    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    mended: set[str] = set()
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            alive = holder.get("host") != socket.gethostname() or _alive(holder.get("pid"))
-            if alive or time.monotonic() > deadline:
+            return work()
+        except DamagedError as error:
+            if error.run in mended:
                 raise ConfigError(
-                    f"{out} is in use by process {holder.get('pid', '?')} on "
-                    f"{holder.get('host', '?')} since {holder.get('since', '?')}; "
-                    "wait for it, stop it, or choose another folder with --out"
-                ) from None
-            time.sleep(0.1)
+                    f"{error}, though it was made again just now; look after the disk, or choose "
+                    "another folder with --out"
+                ) from error
+            mended.add(error.run)
+            store.unmark(error.run, str(error).removeprefix(f"{store.path(error.run)}{os.sep}"))
 
 
-def _holder(descriptor: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
+def _digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, however they are laid out."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """What a marker says of a file: its size, and its digest if its own reader compares none."""
+    size = {"bytes": path.stat().st_size}
+    if path.suffix == ".safetensors" and path.name != "judge.safetensors":
+        return size
+    return {**size, "sha256": _file_digest(path)}

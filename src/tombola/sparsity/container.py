@@ -8,7 +8,7 @@ over, for each tensor in sorted order by name (code points), the concatenation
     name in UTF-8, b"\0", dtype as safetensors writes it ("F32"), b"\0",
     shape as compact JSON ("[3,4]", "[]"), b"\0", the tensor's bytes (C order, little-endian)
 
-and then the manifest's UTF-8. Only a checkpoint may do without ``sha256``.
+and then the manifest's UTF-8. Only a checkpoint of an older version does without ``sha256``.
 
 Reading goes: regular file, header length, JSON (no duplicate keys), offsets without hole or
 overlap, shapes, decoded size (``layout.py``), then one streamed pass for checksum and mask bits.
@@ -22,13 +22,13 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tombola.atomic import replacing
 from tombola.errors import TicketError
 from tombola.sparsity.layout import (
     CHECKPOINT_FORMAT,
@@ -40,9 +40,11 @@ from tombola.sparsity.layout import (
     check_contents,
     check_format,
     check_mask_bits,
+    is_text,
     numel,
     parse_shapes,
     shown,
+    spelled_out,
     unsound,
 )
 
@@ -50,6 +52,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_HEADER_VALUES = 1_000_000
 """Brackets and commas in a header; bounds the memory that its JSON takes once parsed."""
 CHUNK_BYTES = 2**20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,15 @@ class Raw:
 
 
 def canonical(value: Mapping[str, Any]) -> str:
-    """JSON text with sorted keys and compact separators; TicketError for what JSON cannot hold."""
+    """JSON text with sorted keys and compact separators; TicketError for what JSON cannot hold.
+
+    The odd bytes of a path that is not UTF-8 are written out with a backslash, as no text has them.
+    """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        if _SURROGATE.search(text) and not is_text(value):
+            return canonical(spelled_out(value))
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         raise TicketError(
             f"the manifest cannot be written as JSON ({shown(error)}); "
@@ -79,12 +88,15 @@ class Source:
         self._handle = handle
         self.header = _read_header(str(path), handle)
 
-    def check(self, *, checksum: bool = True) -> dict[str, int]:
+    def check(self) -> dict[str, int]:
         """One pass over all bytes: checksum and mask bits; TicketError if they do not agree.
 
-        Returns the number of set bits by "network.parameter" of every mask.
+        Returns the number of set bits by "network.parameter" of every mask. A checkpoint of an
+        older version, without a checksum, has nothing to agree with and is not read.
         """
         header, digest, ones = self.header, hashlib.sha256(), {}
+        if not header.sha256:
+            return {}
         for name in sorted(header.entries):
             entry = header.entries[name]
             digest.update(_checksum_prefix(name, entry.dtype, entry.shape))
@@ -99,14 +111,30 @@ class Source:
                 key = name.removeprefix("mask.")
                 check_mask_bits(header, key, bits, last)
                 ones[key] = bits
+        self._compare(digest)
+        return ones
+
+    def read_all(self, buffers: Mapping[str, memoryview]) -> None:
+        """Every tensor of a checkpoint into a writable buffer of its size, checked on the way."""
+        digest = hashlib.sha256()
+        for name in sorted(self.header.entries):
+            entry = self.header.entries[name]
+            self.read_into(name, buffers[name])
+            if self.header.sha256:
+                digest.update(_checksum_prefix(name, entry.dtype, entry.shape))
+                digest.update(buffers[name])
+        self._compare(digest)
+
+    def _compare(self, digest: hashlib._Hash) -> None:
+        """TicketError unless the digest of all tensors, and then the manifest, is the header's."""
+        header = self.header
         digest.update(header.manifest_text.encode())
-        if checksum and header.sha256 and digest.hexdigest() != header.sha256:
+        if header.sha256 and digest.hexdigest() != header.sha256:
             raise unsound(
                 header.path,
                 f"the checksum does not agree: its bytes give {digest.hexdigest()[:12]}..., the "
                 f"header says {header.sha256[:12]}...; the file was damaged or changed",
             )
-        return ones
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """The bytes of a tensor into a writable buffer of exactly its size in bytes."""
@@ -170,7 +198,6 @@ def write_file(
     manifest: Mapping[str, Any],
     *,
     format: str,
-    checksum: bool = True,
 ) -> None:
     """Write a file whole or not at all: under another name, synced, then renamed over ``path``.
 
@@ -180,35 +207,16 @@ def write_file(
     text = canonical(manifest)
     # The widest values first, as safetensors' own writer does, keep every tensor aligned.
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
-    head = _header_bytes(tensors, order, text, format, _digest(tensors, text) if checksum else "")
+    head = _header_bytes(tensors, order, text, format, _digest(tensors, text))
     data_bytes = sum(memoryview(tensors[name].data).nbytes for name in order)
     check_contents(_parse_header(str(path), head, 8 + len(head) + data_bytes))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as handle:
-            handle.write(len(head).to_bytes(8, "little"))
-            handle.write(head)
-            for name in order:
-                handle.write(tensors[name].data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with replacing(target) as handle:
+        handle.write(len(head).to_bytes(8, "little"))
+        handle.write(head)
+        for name in order:
+            handle.write(tensors[name].data)
 
 
 def _checksum_prefix(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
@@ -230,9 +238,7 @@ def _header_bytes(
     tensors: Mapping[str, Raw], order: list[str], manifest_text: str, format: str, sha256: str
 ) -> bytes:
     """The JSON header, padded with spaces so that the tensors begin at a multiple of 8."""
-    metadata = {"format": format, "manifest": manifest_text} | (
-        {"sha256": sha256} if sha256 else {}
-    )
+    metadata = {"format": format, "manifest": manifest_text, "sha256": sha256}
     tree: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name in order:
@@ -303,8 +309,8 @@ def _parse_json(path: str, text: str, what: str) -> dict[str, Any]:
         raise unsound(path, f"{what} has more than {MAX_HEADER_VALUES} values")
     try:
         tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(tree, ensure_ascii=False).encode()
+        if _SURROGATE.search(text) and not is_text(tree):
+            raise ValueError("it has a lone surrogate")
     except (ValueError, RecursionError) as error:
         raise unsound(path, f"{what} cannot be read as JSON ({shown(error)})") from error
     if not isinstance(tree, dict):

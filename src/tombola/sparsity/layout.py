@@ -6,6 +6,7 @@ read (``container.py``). Only the standard library, so that a header is judged i
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -77,6 +78,24 @@ class Header:
     file_bytes: int
     shapes: dict[str, tuple[int, ...]]
     """"network.parameter" -> dense shape; empty for checkpoints."""
+
+
+def is_text(value: Any) -> bool:
+    """Whether JSON values have no lone surrogates, which UTF-8 does not know."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def spelled_out(value: Any) -> Any:
+    """JSON values with each lone surrogate written out: backslash, u, four hex digits."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {spelled_out(key): spelled_out(each) for key, each in value.items()}
+    return [spelled_out(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def shown(text: object, limit: int = 120) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tombola.errors import TicketError
 from tombola.sparsity.container import Raw, Source, open_file, write_file
-from tombola.sparsity.layout import CHECKPOINT_FORMAT, expect
+from tombola.sparsity.layout import CHECKPOINT_FORMAT, Entry, expect
 
 _TEXT_TO_DTYPE = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -26,33 +26,24 @@ def save_tensors(
     path: str | Path,
     tensors: Mapping[str, Tensor],
     manifest: Mapping[str, Any],
-    *,
-    format: str = CHECKPOINT_FORMAT,
-    checksum: bool = True,
 ) -> None:
-    """Write any named tensors (all dtypes of ITEM_BYTES, any device), atomically.
-
-    For the other formats the names and the manifest must be theirs. ``checksum=False`` saves the
-    hashing and is allowed for checkpoints only.
-    """
+    """Write any named tensors (all dtypes of ITEM_BYTES, any device), atomically."""
     raws = {name: to_raw(tensor) for name, tensor in tensors.items()}
-    write_file(path, raws, manifest, format=format, checksum=checksum)
+    write_file(path, raws, manifest, format=CHECKPOINT_FORMAT)
 
 
-def load_tensors(
-    path: str | Path, *, format: str = CHECKPOINT_FORMAT, checksum: bool = True
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read (tensors as stored, manifest), on the CPU; TicketError if unsound or another format.
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read (tensors as stored, manifest), on the CPU; TicketError if unsound or no checkpoint.
 
-    A checksum in the file is checked unless ``checksum`` is False.
+    Every byte is read once, and hashed on the way.
     """
     with open_file(path) as source:
-        expect(source.header, format)
-        if checksum:
-            source.check()
-        return {
-            name: read_tensor(source, name) for name in source.header.entries
-        }, source.header.manifest
+        expect(source.header, CHECKPOINT_FORMAT)
+        entries = source.header.entries
+        buffers = {k: torch.empty(entry.size, dtype=torch.uint8) for k, entry in entries.items()}
+        source.read_all({name: buffer.numpy().data for name, buffer in buffers.items()})
+        tensors = {name: _as_stored(buffers[name], entry) for name, entry in entries.items()}
+        return tensors, source.header.manifest
 
 
 def to_raw(tensor: Tensor) -> Raw:
@@ -71,6 +62,11 @@ def read_tensor(source: Source, name: str) -> Tensor:
     entry = source.header.entries[name]
     buffer = torch.empty(entry.size, dtype=torch.uint8)
     source.read_into(name, buffer.numpy().data)
+    return _as_stored(buffer, entry)
+
+
+def _as_stored(buffer: Tensor, entry: Entry) -> Tensor:
+    """The bytes of a tensor, uint8 (bytes,), in its own dtype and shape."""
     # A byte other than 0 and 1 in a torch.bool is undefined behaviour: compare, do not view.
     plain = buffer != 0 if entry.dtype == "BOOL" else buffer.view(_TEXT_TO_DTYPE[entry.dtype])
     return plain.reshape(entry.shape)

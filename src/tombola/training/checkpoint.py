@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tombola.errors import TicketError
 from tombola.sparsity.tickets import load_tensors, save_tensors
 from tombola.training.trainer import Trainer
 
@@ -14,7 +15,7 @@ from tombola.training.trainer import Trainer
 def save_state(path: Path, trainer: Trainer, extra: dict[str, Any] | None = None) -> None:
     """Write a trainer's whole state, atomically; ``extra`` joins the manifest."""
     tensors, manifest = trainer.state()
-    save_tensors(path, tensors, {**manifest, **(extra or {})}, checksum=False)
+    save_tensors(path, tensors, {**manifest, **(extra or {})})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -22,9 +23,20 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_tensors(path)
 
 
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The state that a training which was cut off had saved; None if there is none that is sound.
+
+    The training then begins anew, to the same end.
+    """
+    try:
+        return load_state(path) if path.exists() else None
+    except TicketError:
+        return None
+
+
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write trained weights and buffers (``network.name`` -> tensor), atomically."""
-    save_tensors(path, weights, {}, checksum=False)
+    save_tensors(path, weights, {})
 
 
 def load_weights_file(path: Path) -> dict[str, Tensor]:
