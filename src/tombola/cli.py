@@ -253,7 +253,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
     add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
-    add("--rewind", metavar="STEP", help="where weights go back to: 500it, 0it (default: 10it)")
+    add(
+        "--rewind",
+        metavar="STEP",
+        help="where weights go back to: 500it, 0it, 5%% of --steps (default: 10it)",
+    )
     add("--steps", type=int, metavar="N", help="stop each training there (default: its own end)")
     add("--seeds", type=int, metavar="N", help="training seeds, put in for {seed} (default: 1)")
     add("--controls", metavar="LIST|none", help="reinit, shuffle (default: both)")
@@ -319,7 +323,7 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
-    add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
+    add("--rewind", metavar="STEP", help="500it, 2ep, 5%%, 0it (default: 10it); a list makes arms")
 
 
 def _add_common(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -168,7 +168,7 @@ class SearchSection:
     sparsity: tuple[str, ...] = ()
     """Levels given outright instead of by rounds and rate: decimals in (0, 1), ascending."""
     rewind: tuple[str, ...] = ("10it",)
-    """Where the weights go back to: 500it, 2ep, 0it; several values are arms."""
+    """Where the weights go back to: 500it, 2ep, 5% of the steps, 0it; several values are arms."""
     optimizer_at_rewind: str = "fresh"
     """fresh, or restore the optimizer's state at the rewind step."""
     controls: tuple[str, ...] = ("reinit", "shuffle")
