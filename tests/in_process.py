@@ -33,6 +33,7 @@ def run_here(work: local_pool.Work) -> list[str]:
     for node in todo:
         execute(node, context)
         work.finished(node)
+        todo.extend(work.more(node))  # the loop goes on with them
     return [node.hash for node in todo]
 
 

@@ -328,6 +328,9 @@ MORE = {
     "search.seeds": 4,
     "search.rounds": 21,
     "search.controls": ["erk", "shuffle", "reinit"],
+    "search.controls_at": "all",
+    "search.draws": 3,
+    "search.stop_after": 3,
     "search.method": ["one-shot", "imp"],
     "search.rewind": ["0it", "10it"],
     "search.sparsity": ["0.5", "0.6", "0.7"],
@@ -341,8 +344,12 @@ MORE = {
     "run.keep": "all",
 }
 """What each value that may differ can become; from an empty one where that alone is free."""
-BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0}
-BOTH_WAYS = {"run.workers", "run.keep"}
+BEFORE = {
+    "search.sparsity": ["0.5", "0.6"],
+    "search.controls_at": "frontier",
+    "judge.validation_samples": 0,
+}
+BOTH_WAYS = {"search.stop_after", "run.workers", "run.keep"}
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

@@ -375,7 +375,10 @@ def never():
         ({"controls": "erk"}, "control 'erk' does not go with a training of your own"),
         ({"prune": "critic"}, "unknown network 'critic'"),
         ({"clock": "critic"}, "unknown network 'critic'"),
-        ({"sparsity": [0.5, 0.2]}, r"sparsity got 0.5,0.2; give levels from low to high"),
+        (
+            {"sparsity": [0.5, 0.2]},
+            "sparsity levels 0.5,0.2 do not ascend; give them from low to high",
+        ),
         ({"judge": 3}, "judge is a int; give a function"),
         ({"epochs": 3}, "draw has no option 'epochs'; it has: rewind, rounds"),
         ({"train": 3}, "train is a int; give a function that trains"),

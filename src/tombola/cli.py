@@ -307,6 +307,18 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
         help="reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long (default: "
         "reinit,shuffle); early-bird: random-channels, thin-flops, thin-parameters (default: all)",
     )
+    add(
+        "--controls-at",
+        metavar="WHERE",
+        help="all levels (the default), or frontier: the last that matches dense, for fewer runs",
+    )
+    add("--draws", type=int, metavar="M", help="of each control there (default: 3; 5 seeds: 2)")
+    add(
+        "--stop-after",
+        type=int,
+        metavar="M",
+        help="levels in a row, worse in every seed, that end an arm; 0 = never (default: 2)",
+    )
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:

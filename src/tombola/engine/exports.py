@@ -24,9 +24,10 @@ OF_CHANNELS = ("widths", "inputs")
 """
 
 LOGGED = (
-    "method", "arm", "networks", "rewind_steps", "precision", "compress", "seed", "round",
+    "method", "arm", "networks", "rewind_steps", "precision", "compress", "seed", "round", "draw",
 )  # fmt: skip
-"""The columns that say which training a line of the log is about."""
+"""The columns that say which training a line of the log is about; ``compress`` and ``draw`` only
+where they apply."""
 
 
 class Exports:
@@ -161,7 +162,7 @@ class Exports:
                 yield Row(**self.tables.key(cell), metric="", value=0)
 
     def write_samples(self) -> Iterator[Path]:
-        """OUT/samples: the grids of seed 0, one an arm and round, and the originals."""
+        """OUT/samples: the grids of seed 0, one an arm and round (of the first draw), originals."""
         if self.tables.setting.task.family == "autoencoder":
             images = self.tables.setting.images.splits["judge"][: GRID_COLUMNS * GRID_ROWS]
             (self.tables.out / "samples").mkdir(exist_ok=True)
@@ -170,7 +171,7 @@ class Exports:
             write_atomic(self.tables.out / "samples" / "originals.png", picture.getvalue())
         for cell in self.tables.plan.cells:
             grid = self.tables.store.path(cell.evaluate) / "grid.png"
-            if cell.seed == 0 and grid.exists():
+            if cell.seed == 0 and (cell.draw or 1) == 1 and grid.exists():
                 target = self._place("samples", cell)
                 write_atomic(target, grid.read_bytes())
                 yield target
@@ -183,7 +184,7 @@ class Exports:
             where = {
                 k: v
                 for k, v in self.tables.key(cell).items()
-                if k in LOGGED and (v is not None or k != "compress")
+                if k in LOGGED and (v is not None or k not in ("compress", "draw"))
             }
             lines += [{**where, **row} for row in record.get("log", [])]
             course = self.tables.record(cell.evaluate).get("course", {}).get("by_step", {})

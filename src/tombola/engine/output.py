@@ -53,6 +53,9 @@ def whole_config(setting: Setting) -> dict[str, dict[str, Any]]:
     }
     tables["train"].update(steps=setting.steps, epochs=0.0)
     tables["judge"]["samples"] = setting.judged_samples
+    search = setting.config.search
+    draws = len(search.control_draws) if search.controls_at == "frontier" else 0
+    tables["search"].update(stop_after=search.worse_levels, draws=draws)
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
     return tables
 
@@ -101,7 +104,9 @@ class Output:
         self.records: dict[str, dict[str, Any]] = {}
 
     def record(self, name: str) -> dict[str, Any]:
-        """A run's record, read once."""
+        """A run's record, read once; of one that is left out, that it was not run."""
+        if name in self.plan.left_out:
+            return {"not_run": True}
         if name not in self.records:
             self.records[name] = self.store.record(name)
         return self.records[name]
@@ -134,6 +139,7 @@ class Output:
             "round": cell.round,
             "sparsity": made.get("sparsity", cell.sparsity),
             "sparsity_all": made.get("sparsity_all", cell.sparsity_all),
+            "draw": cell.draw,
         }
 
     def _cut_of(self, cell: Cell) -> dict[str, Any]:
@@ -226,7 +232,7 @@ class Output:
             searches=searches,
         )
         self._compare_sizes(verdicts, costs)
-        self._gate(verdicts)
+        self.gate(verdicts)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         return {
             **verdicts,
@@ -265,7 +271,7 @@ class Output:
                         place["controls"]["thin-parameters"]["times_as_large"] = times
                 verdict["sentence"] = sentence(verdict)
 
-    def _gate(self, verdicts: Mapping[str, Any]) -> None:
+    def gate(self, verdicts: Mapping[str, Any]) -> None:
         """A classifier that failed its gate gives curves, but no verdict."""
         why: dict[str, str] = {}
         for spec, kinds in (
@@ -316,7 +322,8 @@ class Output:
         changes: dict[str, list[float]] = {}
         last: dict[Arm, int] = {}
         for cell in self.plan.cells:
-            last[cell.arm] = max(cell.round, last.get(cell.arm, 0))
+            if cell.evaluate not in self.plan.left_out:
+                last[cell.arm] = max(cell.round, last.get(cell.arm, 0))
         for cell in self.plan.cells:
             if cell.kind not in ("dense", *OWN_ARMS) or cell.round not in (0, last[cell.arm]):
                 continue

@@ -15,6 +15,7 @@ from tombola.engine import local_pool
 from tombola.engine.earlier import inherit, read_earlier, refuse_changes, watched_groups
 from tombola.engine.exports import Exports
 from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.phases import Phases
 from tombola.engine.rejudging import stand_ins
 from tombola.engine.stages import Context
 from tombola.recipes.cells import Plan
@@ -66,7 +67,7 @@ class Progress:
         """The training steps and runs that are left."""
 
     def note(self, text: str) -> None:
-        """What is to be known before the runs begin."""
+        """What is to be known before the runs begin, or was decided by what they found."""
 
     def advance(self, steps: int) -> None:
         """Training steps done since the last call."""
@@ -119,7 +120,12 @@ def run(request: Request, progress: Progress | None = None) -> Result:
         fields = context_fields(request, setting, store)
         if few := few_draws(setting):
             progress.note(few)
-        runs = carry_graph(setting, plan, store, fields, lock=lock, progress=progress)
+        phases = Phases(setting, plan, store, note=progress.note, expect=progress.expect)
+        plan = phases.plan
+        runs = carry_graph(
+            setting, plan, store, fields, lock=lock, progress=progress, phases=phases
+        )
+        phases.settle()
         output = Output(setting, plan, store, request.out)
         summary = output.write(runs)
         Exports(output).write(summary)
@@ -135,10 +141,12 @@ def carry_graph(
     *,
     lock: int,
     progress: Progress,
+    phases: Phases | None = None,
 ) -> dict[str, int]:
     """Carry out the runs of a plan that are not in the store: how many trainings, new and old.
 
-    ``fields``: the plain fields of stages.Context; ``lock``: descriptor of the folder's lock.
+    ``fields``: the plain fields of stages.Context; ``lock``: descriptor of the folder's lock;
+    ``phases``: says which of the plan's runs are due, which else are all from the start.
     """
     store.folder.mkdir(exist_ok=True)
     before = store.finished()
@@ -153,7 +161,8 @@ def carry_graph(
     try:
         local_pool.run(
             local_pool.Work(
-                graph=plan.graph,
+                graph=phases.due if phases else plan.graph,
+                more=phases.more if phases else lambda node: (),
                 store=store,
                 context={**fields, "earlier": plan.earlier},
                 workers=setting.workers,

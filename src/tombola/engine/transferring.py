@@ -105,7 +105,7 @@ class _TaskOutput(Output):
         """The verdicts of one transfer into this task; none by a judge that failed its gate."""
         margins = dict(self.setting.config.verdict.margins)
         found = transfer_verdicts(rows, as_ticket(rows), margins)
-        self._gate({"arms": {"": found["metrics"]}})
+        self.gate({"arms": {"": found["metrics"]}})
         return found
 
 

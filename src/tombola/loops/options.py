@@ -11,7 +11,7 @@ from typing import Any
 
 from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
-from tombola.limits import integer
+from tombola.limits import ascending, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS, split_networks
@@ -99,9 +99,7 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         )
     decimal_fraction("rate", str(chosen.rate))
     sparsity = tuple(str(value) for value in chosen.sparsity)
-    levels = [decimal_fraction("sparsity", value) for value in sparsity]
-    if levels != sorted(set(levels)):
-        raise ConfigError(f"sparsity got {','.join(sparsity)}; give levels from low to high")
+    ascending("sparsity", sparsity, decimal_fraction)
     if chosen.clock is not None and chosen.clock not in modules.networks:
         raise unknown("network", chosen.clock, modules.networks, "for the clock")
     controls = chosen.controls.split(",") if isinstance(chosen.controls, str) else chosen.controls

@@ -105,7 +105,8 @@ def gather(rows: Iterable[Measurement], metric: str, key: SearchKey) -> Losses:
     found, losses = Losses(), dict[tuple[str, int, int], tuple[int, float]]()
     diverged, not_run = set[tuple[str, int, int]](), set[tuple[str, int, int]]()
     for row in rows:
-        if not belongs(row, key):
+        # Of several draws of a control the first stands for its seed.
+        if not belongs(row, key) or (getattr(row, "draw", None) or 1) > 1:
             continue
         run = (row.arm, 0 if row.arm == "dense" else row.round, row.seed)
         if row.arm == arm:
