@@ -34,6 +34,7 @@ def run_here(work: local_pool.Work) -> list[str]:
         work.started(node)
         execute(node, context)
         work.finished(node)
+        todo.extend(work.more(node))  # the loop goes on with them
     return [node.hash for node in todo]
 
 

@@ -389,7 +389,7 @@ def find(out, **options):
         out=out,
         **{
             "method": ("imp", *AT_INIT), "steps": 25, "rounds": 3, "rate": "0.5", "seeds": 1,
-            "workers": 1, "threads": 1, "device": "cpu", "controls": "none",
+            "stop_after": 0, "workers": 1, "threads": 1, "device": "cpu", "controls": "none",
             "settings": {"judge": SMALL}, **options,
         },
     )  # fmt: skip

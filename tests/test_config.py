@@ -207,13 +207,22 @@ def test_tables_written_as_toml_are_read_back(tmp_path_factory, tables):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("500it", (500, "it")), ("0it", (0, "it")), ("2ep", (2, "ep")), ("0.5ep", (0.5, "ep"))],
+    [
+        ("500it", (500, "it")),
+        ("0it", (0, "it")),
+        ("2ep", (2, "ep")),
+        ("0.5ep", (0.5, "ep")),
+        ("5%", (5, "%")),
+        ("0.1%", (0.1, "%")),
+    ],
 )
 def test_rewind_steps_are_read(text, value):
     assert values.parse_rewind(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "it", "5", "-1it", "1.5it", "nanep", "infit", "5 steps"])
+@pytest.mark.parametrize(
+    "text", ["", "it", "5", "-1it", "1.5it", "nanep", "infit", "5 steps", "%", "-1%", "nan%", "5%%"]
+)
 def test_what_is_no_rewind_step_is_refused(text):
     with pytest.raises(ConfigError, match="500it, epochs as 2ep"):
         values.parse_rewind(text)
@@ -224,6 +233,28 @@ def test_epochs_of_rewind_are_rounded_to_steps():
     setting = resolve(build({"task": {"name": TASK}, "search": search}), None)
     # 1,200 images in batches of 16: 75 steps an epoch; round(7.5) = 8.
     assert (setting.epoch_steps, setting.rewind_step("0.1ep")) == (75, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "step"), [("5%", 2), ("5.9%", 2), ("6.25%", 3), ("0%", 0), ("0.1%", 0), ("99%", 40)]
+)
+def test_a_share_of_the_training_is_rounded_to_the_nearest_step(text, step):
+    assert values.percent_of(values.parse_rewind(text)[0], 40) == step
+    assert values.percent_of(0.35, 1000) == 4  # 3.5, which floats may put below
+
+
+def test_a_share_of_the_training_is_the_rewind_point_of_that_step():
+    def names(rewind, steps=40):
+        search = {"rewind": rewind, "rounds": 1, "seeds": 1}
+        tables = {"task": {"name": TASK}, "train": {"steps": steps}, "search": search}
+        return {node.hash for node in recipes.search(resolve(build(tables), None)).graph}
+
+    assert names("5%") == names("2it")
+    assert names("5%", 60) == names("3it", 60)
+    with pytest.raises(ConfigError, match="rewind 100% is step 40, but the training has 40 steps"):
+        names("100%")
+    with pytest.raises(ConfigError, match="rewind 2it,5% names one step twice"):
+        names(["2it", "5%"])
 
 
 def test_decimal_fractions_are_exact_and_strictly_inside():
@@ -329,6 +360,9 @@ MORE = {
     "search.seeds": 4,
     "search.rounds": 21,
     "search.controls": ["erk", "shuffle", "reinit"],
+    "search.controls_at": "all",
+    "search.draws": 3,
+    "search.stop_after": 3,
     "search.method": ["one-shot", "imp"],
     "search.rewind": ["0it", "10it"],
     "search.sparsity": ["0.5", "0.6", "0.7"],
@@ -343,8 +377,13 @@ MORE = {
     "run.keep": "all",
 }
 """What each value that may differ can become; from an empty one where that alone is free."""
-BEFORE = {"search.sparsity": ["0.5", "0.6"], "judge.validation_samples": 0, "judge.fakes": 0}
-BOTH_WAYS = {"run.workers", "run.keep"}
+BEFORE = {
+    "search.sparsity": ["0.5", "0.6"],
+    "search.controls_at": "frontier",
+    "judge.validation_samples": 0,
+    "judge.fakes": 0,
+}
+BOTH_WAYS = {"search.stop_after", "run.workers", "run.keep"}
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

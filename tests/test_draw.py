@@ -316,6 +316,7 @@ def test_more_rounds_and_controls_extend_a_search(tmp_path):
     [
         ({"steps": 6}, "steps: 5 -> 6"),
         ({"rewind": "1it"}, "rewind_steps: 2 -> 1"),
+        ({"rewind": "60%"}, "rewind_steps: 2 -> 3"),
         ({"rate": "0.4"}, "rate: '0.5' -> '0.4'"),
         ({"prune": "generator"}, "prune: 'all' -> 'generator'"),
         ({"clock": "generator"}, "clock: None -> 'generator'"),
@@ -364,6 +365,7 @@ def never():
         ({"steps": 0}, "steps got 0; it takes a whole number from 1"),
         ({"steps": 2.5}, "steps got 2.5; it takes a whole number"),
         ({"rewind": "5it"}, "rewind 5it is not before the end of 5 steps"),
+        ({"rewind": "90%"}, "rewind 90% is not before the end of 5 steps"),
         ({"rewind": "1ep"}, "rewind 1ep counts epochs, which only train knows"),
         ({"rewind": "soon"}, "rewind step 'soon' is not understood"),
         ({"rate": 1.5}, "rate got '1.5'; it takes a decimal"),
@@ -373,7 +375,10 @@ def never():
         ({"controls": "erk"}, "control 'erk' does not go with a training of your own"),
         ({"prune": "critic"}, "unknown network 'critic'"),
         ({"clock": "critic"}, "unknown network 'critic'"),
-        ({"sparsity": [0.5, 0.2]}, r"sparsity got 0.5,0.2; give levels from low to high"),
+        (
+            {"sparsity": [0.5, 0.2]},
+            "sparsity levels 0.5,0.2 do not ascend; give them from low to high",
+        ),
         ({"judge": 3}, "judge is a int; give a function"),
         ({"epochs": 3}, "draw has no option 'epochs'; it has: rewind, rounds"),
         ({"train": 3}, "train is a int; give a function that trains"),

@@ -386,7 +386,7 @@ def test_a_judge_that_failed_its_gate_leaves_nothing_of_the_verdict(tmp_path, mo
         "at_least": True, "matches_up_to": 0.8, "sentence": "wins", "margin": 0.1,
     }  # fmt: skip
     verdicts = {"arms": {"a": {"accuracy": dict(verdict), "elbo": dict(verdict)}}}
-    output._gate(verdicts)
+    output.gate(verdicts)
     assert verdicts["arms"]["a"]["elbo"] == verdict
     assert verdicts["arms"]["a"]["accuracy"] == {
         "state": "undecided",

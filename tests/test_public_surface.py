@@ -58,8 +58,8 @@ COMMON = {
     "TASK",
 }
 SEARCH = {
-    "--compress", "--controls", "--method", "--prune", "--rate", "--rewind", "--round-to",
-    "--rounds", "--sparsity",
+    "--compress", "--controls", "--controls-at", "--draws", "--method", "--prune", "--rate",
+    "--rewind", "--round-to", "--rounds", "--sparsity", "--stop-after",
 }  # fmt: skip
 COMMANDS = {
     "find": COMMON | SEARCH | {"--transfer-to"},
@@ -127,6 +127,9 @@ SECTIONS = {
         "rewind",
         "optimizer_at_rewind",
         "controls",
+        "controls_at",
+        "draws",
+        "stop_after",
         "seeds",
     },
     "rewind": {"schedule"},

@@ -54,8 +54,29 @@ def row(**changes):
 
 
 def test_columns_are_the_contracts():
-    assert ",".join(columns(Row)) == RESULTS_HEADER
-    assert ",".join(columns(CostRow)) == COSTS_HEADER
+    assert ",".join(columns(Row)) == RESULTS_HEADER + ",draw"
+    assert ",".join(columns(CostRow)) == COSTS_HEADER + ",draw"
+
+
+def test_a_draw_is_the_last_column_where_some_row_has_one(tmp_path):
+    once, again = row(arm="dense", round=0), row(arm="reinit", draw=2)
+    assert to_csv([once], Row).splitlines()[0] == RESULTS_HEADER
+    text = to_csv([row(arm="reinit", draw=11), again, once], Row)
+    assert text.splitlines() == [
+        RESULTS_HEADER + ",draw",
+        "vae,digits,imp,dense,all,10,fp32,,0,0,0.2,0.19,elbo,-1.5,360,200,",
+        "vae,digits,imp,reinit,all,10,fp32,,0,1,0.2,0.19,elbo,-1.5,360,200,2",
+        "vae,digits,imp,reinit,all,10,fp32,,0,1,0.2,0.19,elbo,-1.5,360,200,11",
+    ]
+    path = tmp_path / "results.csv"
+    write_results(path, [again, once])
+    assert read_results(path) == [once, again]
+    path.write_text(text.replace(",200,2\n", ",200,x\n"))
+    with pytest.raises(DataError, match="line 3: draw is 'x', not a whole number"):
+        read_results(path)
+    path.write_text(text.replace("step,draw", "draw,step"))
+    with pytest.raises(DataError, match="has the columns"):
+        read_results(path)
 
 
 def test_results_bytes(tmp_path):

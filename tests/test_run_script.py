@@ -278,6 +278,8 @@ def test_a_leak_is_an_error_of_its_round(here, capsys):
         ("--rounds 0", "tiny.py", "--rounds got 0"),
         ("--rate 1.5", "tiny.py", "rate got '1.5'"),
         ("--rewind 2ep", "tiny.py", "only the script knows"),
+        ("--rewind 5%", "tiny.py", "a share of a length that only the script knows"),
+        ("--rewind 99% --steps 9", "tiny.py", "not before the end of 9 steps"),
         ("--rewind 9it --steps 9", "tiny.py", "not before the end of 9 steps"),
         ("--controls erk", "tiny.py", "control 'erk' does not go with a training of your own"),
         ("--seeds 2", "tiny.py", "put {seed} where"),
@@ -308,6 +310,9 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(here, capsys):
     assert "10 trainings of python" in told
     assert "sparsity by round: 50.0%, 75.0%, 87.5%" in told
     assert "stopped after 50 steps" in told
+    share = "--rewind 15% --steps 50 --rounds 1 --dry-run --out out"
+    assert run(share, here / "tiny.py") == 0
+    assert "rewound to step 8; each" in capsys.readouterr().out  # 7.5, halves up
     assert run("--sparsity 0.3,0.6 --controls none --dry-run --out out", here / "tiny.py") == 0
     told = capsys.readouterr().out
     assert "3 trainings of python" in told

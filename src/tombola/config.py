@@ -6,7 +6,6 @@ Nothing here imports torch, so that every name and number is checked before anyt
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from tombola.errors import ConfigError, unknown
 from tombola.learned_config import LEARNED, GatesSection, GradualSection
-from tombola.limits import distinct, integer, number, one_of, some
+from tombola.limits import ascending, distinct, integer, number, one_of, place_of_controls, some
 from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
 from tombola.values import coerce, decimal_fraction, parse_margin, parse_rewind
 
@@ -170,12 +169,19 @@ class SearchSection:
     sparsity: tuple[str, ...] = ()
     """Levels given outright instead of by rounds and rate: decimals in (0, 1), ascending."""
     rewind: tuple[str, ...] = ("10it",)
-    """Where the weights go back to: 500it, 2ep, 0it; several values are arms."""
+    """Where the weights go back to: 500it, 2ep, 5% of the steps, 0it; several values are arms."""
     optimizer_at_rewind: str = "fresh"
     """fresh, or restore the optimizer's state at the rewind step."""
     controls: tuple[str, ...] = ("reinit", "shuffle")
     """reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long, thin-flops,
     random-channels; empty = none. An early-bird arm takes its own: see ``controls_of``."""
+    controls_at: str = "all"
+    """Controls at all levels, or at the frontier alone: the last level that matches dense."""
+    draws: int = 0
+    """Draws of each control at the frontier; 0 = 3 below five seeds, else 2."""
+    stop_after: int = -1
+    """An arm stops after so many levels in a row that are worse than dense in every seed; 0 =
+    never; -1 = 2, or as the folder was begun."""
     seeds: int = 3
     """Training seeds 0..seeds-1."""
 
@@ -202,16 +208,26 @@ class SearchSection:
         integer("search.rounds", self.rounds, low=1, high=MOST)
         integer("search.seeds", self.seeds, low=1, high=MOST)
         decimal_fraction("rate", self.rate)
-        levels = [decimal_fraction("sparsity", value) for value in self.sparsity]
-        if any(b <= a for a, b in itertools.pairwise(levels)):
-            raise ConfigError(
-                f"sparsity levels {','.join(self.sparsity)} do not ascend; "
-                "give them from low to high, each once"
-            )
+        ascending("sparsity", self.sparsity, decimal_fraction)
         for value in self.rewind:
             parse_rewind(value)
         distinct("rewind", self.rewind)
         one_of("optimizer_at_rewind", self.optimizer_at_rewind, ("fresh", "restore"))
+        integer("search.stop_after", self.stop_after, low=-1, high=MOST)
+        integer("search.draws", self.draws, low=0, high=MOST)
+        place_of_controls(self.controls_at, self.draws, self.controls)
+
+    @property
+    def worse_levels(self) -> int:
+        """How many levels in a row must be worse in every seed for an arm to stop; 0 = never."""
+        return 2 if self.stop_after < 0 else self.stop_after
+
+    @property
+    def control_draws(self) -> tuple[int | None, ...]:
+        """The draws of a control at a level: one without a number, at the frontier 1, 2, ..."""
+        if self.controls_at == "all":
+            return (None,)
+        return tuple(range(1, 1 + (self.draws or (3 if self.seeds < 5 else 2))))
 
     def controls_of(self, method: str) -> tuple[str, ...]:
         """The controls of a method's arms, of those asked for.

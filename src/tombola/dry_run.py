@@ -6,18 +6,21 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tombola.engine.mending import whole_runs
 from tombola.engine.output import whole_config
+from tombola.engine.phases import Phases, part_of
 from tombola.engine.search import Request, prepare
 from tombola.metrics.rules import rule_of
+from tombola.metrics.verdict.losses import OWN_ARMS
 from tombola.metrics.verdict.planning import USUAL_DEVIATIONS, seeds_to_match
 from tombola.metrics.verdict.sentences import plan_text
 from tombola.metrics.verdict.sequence import Spread
-from tombola.recipes.cells import Plan
+from tombola.recipes.cells import Arm, Cell, Plan
 from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, seconds_per_step
 from tombola.runs.plan import Node
@@ -28,13 +31,20 @@ _WEIGHT_BYTES = 4
 
 def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The tables that ``--config`` reads back, and lines on the plan and the estimates."""
-    setting, plan = prepare(request)
+    setting, whole = prepare(request)
+    phases = Phases(setting, whole, Store(request.out / "store"))
+    plan = phases.plan
     tables = whole_config(setting)
     asked = setting.config.run
     # What the machine decides stays open, so that the file works on another machine.
     tables["run"] = {**dataclasses.asdict(asked)}
     few = [note] if (note := few_draws(setting)) else []
-    estimates = _estimates(request, setting, plan)
+    seconds = seconds_per_step(setting)
+    pace = seconds / setting.workers
+    estimates = _estimates(request, setting, plan, seconds)
+    if more := _controls_to_come(setting, whole, phases.open_arms, pace):
+        estimates.append(more)
+    estimates += _designs(request, setting, whole, pace)
     return tables, [
         *_graph(request, setting, plan),
         *few,
@@ -65,12 +75,11 @@ def _graph(request: Request, setting: Setting, plan: Plan) -> list[str]:
     return lines
 
 
-def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
+def _estimates(request: Request, setting: Setting, plan: Plan, seconds: float) -> list[str]:
     done = whole_runs(plan, Store(request.out / "store"))
     todo = plan.graph.missing(done)
     steps = sum(node.steps for node in todo)
-    seconds = seconds_per_step(setting)
-    trainings = sum(node.kind == "train" for node in todo)
+    trainings = _trainings(todo)
     total = steps * seconds / setting.workers
     return [
         f"work: {work(setting)}",
@@ -79,6 +88,67 @@ def _estimates(request: Request, setting: Setting, plan: Plan) -> list[str]:
         *_longer(todo),
         disk(disk_bytes(sum(setting.parameters.values()), trainings)),
     ]
+
+
+def _controls_to_come(setting: Setting, whole: Plan, arms: Collection[Arm], pace: float) -> str:
+    """The controls of arms whose frontier is not known yet, as long as they can be; else empty."""
+    search = setting.config.search
+    cells = [cell for cell in _longest_draws(whole) if cell.arm in arms]
+    if not cells:
+        return ""
+    steps = sum(whole.graph[name].steps for name in {cell.train for cell in cells})
+    draws, kinds = len(search.control_draws), len({cell.kind for cell in cells})
+    several = f" in each of {len(arms)} arms" if len(arms) > 1 else ""
+    return (
+        f"then at most {draws} x {search.seeds} x {kinds} trainings of controls at the "
+        f"frontier{several} (draws x seeds x controls), {steps} steps: about "
+        f"{steps * pace / 60:.3g} minutes"
+    )
+
+
+def _longest_draws(plan: Plan) -> list[Cell]:
+    """Of every draw of a control its longest training: at which level it will be is not known."""
+    found: dict[tuple[Any, ...], Cell] = {}
+    for cell in plan.cells:
+        place, steps = (cell.arm, cell.seed, cell.kind, cell.draw), plan.graph[cell.train].steps
+        if cell.draw is not None and (
+            place not in found or steps > plan.graph[found[place].train].steps
+        ):
+            found[place] = cell
+    return list(found.values())
+
+
+def _designs(request: Request, setting: Setting, whole: Plan, pace: float) -> list[str]:
+    """What each way of training controls takes from the start, and the least that stopping leaves.
+
+    ``pace``: seconds of a step, shared by the workers.
+    """
+    own = ("dense", *OWN_ARMS)
+    if all(cell.kind in own or cell.arm.method == "early-bird" for cell in whole.cells):
+        return []
+    config = setting.config
+    ways = {"all": replace(config.search, controls_at="all", draws=0)}
+    if "reinit-chain" not in config.search.controls:
+        ways["frontier"] = replace(config.search, controls_at="frontier")
+    lines, most = ["designs, each from the start:"], config.search.worse_levels
+    for where, search in ways.items():
+        plan = request.planner(replace(setting, config=replace(config, search=search)))
+        chain = [cell for cell in plan.cells if cell.draw is None]
+        graph = part_of(plan, [*chain, *_longest_draws(plan)])
+        count, steps = _trainings(graph), sum(node.steps for node in graph)
+        draws = len(search.control_draws)
+        what = "every level" if where == "all" else f"one level, {draws} draws of each, at most"
+        text = f"  --controls-at {where}: controls at {what}: {count} trainings, {steps} steps"
+        text += f", about {steps * pace / 60:.3g} minutes"
+        if most:
+            least = _trainings(part_of(plan, [cell for cell in chain if cell.round <= most]))
+            text += f"; at least {least} trainings by --stop-after {most}"
+        lines.append(text)
+    return lines
+
+
+def _trainings(nodes: Iterable[Node]) -> int:
+    return sum(node.kind == "train" for node in nodes)
 
 
 def _longer(todo: Iterable[Node]) -> list[str]:

@@ -29,6 +29,15 @@ def distinct(
         raise ConfigError(f"{noun} got {','.join(values)}; give each value once")
 
 
+def ascending(noun: str, values: tuple[str, ...], read: Callable[[str, str], Any]) -> None:
+    """ConfigError unless values go up, as ``read`` (noun, text) understands them."""
+    found = [read(noun, value) for value in values]
+    if found != sorted(set(found)):
+        raise ConfigError(
+            f"{noun} levels {','.join(values)} do not ascend; give them from low to high, each once"
+        )
+
+
 def integer(name: str, value: int, low: int, high: int | None = None) -> None:
     """ConfigError unless a whole number lies from ``low`` to ``high`` (None = no end)."""
     if value < low or (high is not None and value > high):
@@ -58,6 +67,21 @@ def number(
         top = " up" if high == math.inf else f" to below {high:g}" if open_high else f" to {high:g}"
         bottom = f"above {low:g}" if open_low else f"from {low:g}"
         raise ConfigError(f"{name} got {value!r}; it takes a finite number {bottom}{top}")
+
+
+def place_of_controls(where: str, draws: int, controls: Collection[str]) -> None:
+    """ConfigError unless the controls can be trained ``where`` they are wanted, so often."""
+    one_of("search.controls_at", where, ("all", "frontier"))
+    if where == "all" and draws:
+        raise ConfigError(
+            f"search.draws is {draws}, but at every level each control is drawn once; give "
+            "--controls-at frontier, or leave --draws out"
+        )
+    if where == "frontier" and "reinit-chain" in controls:
+        raise ConfigError(
+            "control reinit-chain is a chain of its own, which no frontier cuts out; give "
+            "--controls-at all, or leave that control out"
+        )
 
 
 RIVALS: tuple[tuple[tuple[str, ...], str, str, Any], ...] = (

@@ -142,7 +142,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
     add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
-    add("--rewind", metavar="STEP", help="where weights go back to: 500it, 0it (default: 10it)")
+    add(
+        "--rewind",
+        metavar="STEP",
+        help="where weights go back to: 500it, 0it, 5%% of --steps (default: 10it)",
+    )
     add("--steps", type=int, metavar="N", help="stop each training there (default: its own end)")
     add("--seeds", type=int, metavar="N", help="training seeds, put in for {seed} (default: 1)")
     add("--controls", metavar="LIST|none", help="reinit, shuffle (default: both)")
@@ -192,6 +196,18 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
         help="reinit, shuffle, erk, reinit-chain, thin-parameters, dense-long (default: "
         "reinit,shuffle); early-bird: random-channels, thin-flops, thin-parameters (default: all)",
     )
+    add(
+        "--controls-at",
+        metavar="WHERE",
+        help="all levels (the default), or frontier: the last that matches dense, for fewer runs",
+    )
+    add("--draws", type=int, metavar="M", help="of each control there (default: 3; 5 seeds: 2)")
+    add(
+        "--stop-after",
+        type=int,
+        metavar="M",
+        help="levels in a row, worse in every seed, that end an arm; 0 = never (default: 2)",
+    )
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +224,7 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, metavar="N", help="levels of sparsity (default: 20)")
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
-    add("--rewind", metavar="STEP", help="500it, 2ep, 0it (default: 10it); a list makes arms")
+    add("--rewind", metavar="STEP", help="500it, 2ep, 5%%, 0it (default: 10it); a list makes arms")
 
 
 def _add_common(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ def configs_of(tables: Tables, specs: Sequence[str]) -> dict[str, Config]:
                 options[option] = value
         found[label] = build({**tables, "task": {**options, "name": spec}})
     _check_arm(next(iter(found.values())))
-    return found
+    return {
+        label: replace(config, search=replace(config.search, stop_after=0))
+        for label, config in found.items()
+    }
 
 
 def _check_arm(config: Config) -> None:
@@ -71,6 +74,12 @@ def _check_arm(config: Config) -> None:
         raise ConfigError(
             f"a transfer takes its masks from trained networks, by method "
             f"{' or '.join(METHODS_OF_CHAINS)}; got {search.method[0]}"
+        )
+    if search.stop_after > 0 or search.controls_at != "all":
+        given = "search.stop_after" if search.stop_after > 0 else "search.controls_at=frontier"
+        raise ConfigError(
+            f"a transfer plays the tickets of every level, but {given} leaves levels out; leave "
+            "that away"
         )
     (networks,) = config.prune.networks
     if "," in networks or "+" in networks:

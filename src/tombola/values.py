@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +121,21 @@ def coerce(name: str, value: Any, kind: str) -> Any:
 
 
 def parse_rewind(text: str) -> tuple[float, str]:
-    """``500it`` -> (500, "it"), ``2ep`` -> (2, "ep"); ConfigError for anything else."""
-    number, unit = text[:-2], text[-2:]
+    """``500it`` -> (500, "it"), ``2ep`` -> (2, "ep"), ``5%`` -> (5, "%"); else ConfigError."""
+    unit = "%" if text.endswith("%") else text[-2:]
     try:
-        value = float(number)
+        value = float(text.removesuffix(unit))
     except ValueError:
         value = math.nan
     if (
-        unit not in ("it", "ep")
+        unit not in ("it", "ep", "%")
         or not math.isfinite(value)
         or value < 0
         or (unit == "it" and value != int(value))
     ):
         raise ConfigError(
             f"rewind step {text!r} is not understood; give steps as 500it, epochs as "
-            "2ep, or 0it for the initial weights"
+            "2ep, a share of the training as 5%, or 0it for the initial weights"
         )
     return value, unit
 
@@ -151,6 +152,11 @@ def parse_margin(name: str, value: Any) -> float:
     if not 0 < number < math.inf:
         raise ConfigError(f"margin {name} = {value!r}; give a positive number, such as 0.05 or 5%")
     return number
+
+
+def percent_of(value: float, steps: int) -> int:
+    """So many percent of a number of steps, to the nearest step, halves up: exact in decimals."""
+    return math.floor(Fraction(repr(value)) * steps / 100 + Fraction(1, 2))
 
 
 def decimal_fraction(name: str, text: str) -> Decimal:

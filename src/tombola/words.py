@@ -42,6 +42,9 @@ _FLAGS = {
     "compress": ("prune", "compress"),
     "round_to": ("prune", "round_to"),
     "controls": ("search", "controls"),
+    "controls_at": ("search", "controls_at"),
+    "draws": ("search", "draws"),
+    "stop_after": ("search", "stop_after"),
     "seeds": ("search", "seeds"),
     "workers": ("run", "workers"),
     "threads": ("run", "threads"),
@@ -84,9 +87,13 @@ def tables_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def check_numbers(options: argparse.Namespace) -> None:
     """ConfigError for a count or length below one, and for levels that are given in two ways."""
     given = {name: value for name, value in vars(options).items() if value is not None}
-    for name in ("steps", "rounds", "seeds"):
+    for name in ("steps", "rounds", "seeds", "draws"):
         if given.get(name, 1) < 1:
             raise ConfigError(f"--{name} got {given[name]}; it takes a whole number of at least 1")
+    if given.get("stop_after", 0) < 0:
+        raise ConfigError(
+            f"--stop-after got {given['stop_after']}; it takes a whole number, 0 for never"
+        )
     if not given.get("epochs", 1.0) > 0:
         raise ConfigError(f"--epochs got {given['epochs']:g}; it takes a number above 0")
     one_way(given, "--")

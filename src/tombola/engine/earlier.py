@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config, build
+from tombola.config import Config, SearchSection, build
 from tombola.errors import ConfigError, UserError
 from tombola.learned_config import LEARNED
 
@@ -52,6 +52,11 @@ def _begins(before: Any, after: Any) -> bool:
     return not before
 
 
+def _comes_down(before: Any, after: Any) -> bool:
+    """Whether controls go from one level to all, where each was drawn at least once."""
+    return bool(before == "frontier")
+
+
 def _is_free(before: Any, after: Any) -> bool:
     return True
 
@@ -59,6 +64,9 @@ def _is_free(before: Any, after: Any) -> bool:
 MAY_DIFFER: Mapping[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("search", "seeds"): (_grows, "it can only grow"),
     ("search", "rounds"): (_grows, "it can only grow"),
+    ("search", "stop_after"): (_is_free, ""),
+    ("search", "controls_at"): (_comes_down, "it can only change from frontier to all"),
+    ("search", "draws"): (_grows, "it can only grow"),
     ("search", "sparsity"): (_goes_on, "it can only gain higher levels"),
     ("search", "method"): (_gains, "it can only gain values"),
     ("search", "rewind"): (_gains, "it can only gain values"),
@@ -108,7 +116,8 @@ def first_margins(out: Path, earlier: Told | None) -> dict[str, Any]:
 
 
 def inherit(config: Config, earlier: Told | None) -> Config:
-    """What the machine decided in the first call (device, threads) stays unless asked otherwise.
+    """What was decided in the first call, by the machine (device, threads) or by default, stays
+    unless asked otherwise.
 
     So does how many images an earlier version judged by, which had another default.
     """
@@ -120,11 +129,30 @@ def inherit(config: Config, earlier: Told | None) -> Config:
         changes["threads"] = run["threads"]
     if config.run.device == "auto":
         changes["device"] = run["device"]
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+    config = dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, **changes),
+        search=dataclasses.replace(config.search, **_design(config.search, earlier)),
+    )
     if "fakes" not in judge and not config.judge.samples:
         asked = dataclasses.replace(config.judge, samples=judge.get("samples", 0))
         config = dataclasses.replace(config, judge=asked)
     return config
+
+
+def _design(search: SearchSection, earlier: Told) -> dict[str, Any]:
+    """When arms stop and how often controls are drawn, where that is not asked for: as before.
+
+    A search of an older version did not stop.
+    """
+    changes: dict[str, Any] = {}
+    if earlier["resolved"].get("recipe") != DENSE:
+        before = earlier["config"].get("search", {})
+        if search.stop_after < 0:
+            changes["stop_after"] = before.get("stop_after", 0)
+        if search.controls_at == "frontier" and not search.draws:
+            changes["draws"] = before.get("draws", 0)
+    return changes
 
 
 def watched_groups(config: Config, earlier: Told | None) -> tuple[tuple[str, ...], ...]:
@@ -204,6 +232,10 @@ def _refused(section: str, key: str, earlier: Told, now: Told) -> str | None:
     """What a value could do instead, where it may not be what it is now; None where it may."""
     if (section, key) == ("search", "controls"):
         return None if _more_controls(earlier, now) else "they can only gain values"
+    if (section, key) == ("search", "draws"):
+        places = [told["config"].get("search", {}).get("controls_at") for told in (earlier, now)]
+        if places == ["frontier", "all"]:
+            return None
     if (section, key) == ("judge", "downstream"):
         before, after = (told["resolved"].get("classifier") for told in (earlier, now))
         return None if before in (None, after) else "it can only be added"

@@ -26,9 +26,10 @@ OF_CHANNELS = ("widths", "inputs")
 """
 
 LOGGED = (
-    "method", "arm", "networks", "rewind_steps", "precision", "compress", "seed", "round",
+    "method", "arm", "networks", "rewind_steps", "precision", "compress", "seed", "round", "draw",
 )  # fmt: skip
-"""The columns that say which training a line of the log is about."""
+"""The columns that say which training a line of the log is about; ``compress`` and ``draw`` only
+where they apply."""
 
 
 def _ended(record: Mapping[str, Any]) -> bool:
@@ -173,7 +174,7 @@ class Exports:
                 yield Row(**self.tables.key(cell), metric="", value=0)
 
     def write_samples(self) -> Iterator[Path]:
-        """OUT/samples: the grids of seed 0, one an arm and round, and the originals."""
+        """OUT/samples: the grids of seed 0, one an arm and round (of the first draw), originals."""
         if self.tables.setting.task.family == "autoencoder":
             images, _ = self.tables.setting.images.first("judge", GRID_COLUMNS * GRID_ROWS)
             (self.tables.out / "samples").mkdir(exist_ok=True)
@@ -181,7 +182,7 @@ class Exports:
             save_grid(picture, images)
             write_atomic(self.tables.out / "samples" / "originals.png", picture.getvalue())
         for cell in self.tables.plan.cells:
-            if cell.seed != 0:
+            if cell.seed != 0 or (cell.draw or 1) != 1:
                 continue
             yield self.tables.place("samples", cell)
             if self.tables.store.wrote(cell.evaluate, "grid.png"):
@@ -196,7 +197,7 @@ class Exports:
             where = {
                 k: v
                 for k, v in self.tables.key(cell).items()
-                if k in LOGGED and (v is not None or k != "compress")
+                if k in LOGGED and (v is not None or k not in ("compress", "draw"))
             }
             lines += [{**where, **row} for row in record.get("log", [])]
             course = self.tables.record(cell.evaluate).get("course", {}).get("by_step", {})

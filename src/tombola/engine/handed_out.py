@@ -20,7 +20,7 @@ def _any(names: Collection[str]) -> str:
 _KIND = f"(?:{_any(('dense', *OWN_ARMS, *CONTROLS, *TRANSFERRED))})"
 _NAMES = {
     "tickets": re.compile(r"seed\d+-round\d{2,}\.safetensors"),
-    "models": re.compile(rf"{_KIND}-seed\d+-round\d{{2,}}\.safetensors"),
+    "models": re.compile(rf"{_KIND}-seed\d+-round\d{{2,}}(?:-draw\d+)?\.safetensors"),
     "samples": re.compile(rf"{_KIND}-round\d{{2,}}\.png"),
 }
 """Folder -> the names of the files in it that are written here, and no others."""
@@ -35,7 +35,8 @@ def name_of(kind: str, cell: Cell) -> str:
     """The name of a cell's file of a kind: tickets, models or samples."""
     if kind == "samples":
         return f"{cell.kind}-round{cell.round:02d}.png"
-    name = f"seed{cell.seed}-round{cell.round:02d}.safetensors"
+    again = f"-draw{cell.draw}" if (cell.draw or 1) > 1 else ""
+    name = f"seed{cell.seed}-round{cell.round:02d}{again}.safetensors"
     return name if kind == "tickets" else f"{cell.kind}-{name}"
 
 

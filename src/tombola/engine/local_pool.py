@@ -9,7 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,8 @@ class Work:
     expect: Callable[[int], None] = lambda steps: None
     started: Callable[[Node], None] = lambda node: None
     finished: Callable[[Node], None] = lambda node: None
+    more: Callable[[Node], Iterable[Node]] = lambda node: ()
+    """The runs beside the graph's own that have become due by one that is whole."""
 
 
 @dataclass
@@ -151,6 +153,7 @@ def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | No
     worker.node = None
     state.done.add(node.hash)
     work.finished(node)
+    state.todo.update({each.hash: each for each in work.more(node)})
     return node
 
 

@@ -53,6 +53,9 @@ def whole_config(setting: Setting) -> dict[str, dict[str, Any]]:
     }
     tables["train"].update(steps=setting.steps, epochs=0.0)
     tables["judge"].update(samples=setting.judged_samples, fakes=setting.fakes)
+    search = setting.config.search
+    draws = len(search.control_draws) if search.controls_at == "frontier" else 0
+    tables["search"].update(stop_after=search.worse_levels, draws=draws)
     tables["run"].update(workers=setting.workers, threads=setting.threads, device=setting.device)
     return tables
 
@@ -108,7 +111,9 @@ class Output:
         self.records: dict[str, dict[str, Any]] = {}
 
     def record(self, name: str) -> dict[str, Any]:
-        """A run's record, read once."""
+        """A run's record, read once; of one that is left out, that it was not run."""
+        if name in self.plan.left_out:
+            return {"not_run": True}
         if name not in self.records:
             self.records[name] = self.store.record(name)
         return self.records[name]
@@ -147,6 +152,7 @@ class Output:
             "round": cell.round,
             "sparsity": made.get("sparsity", cell.sparsity),
             "sparsity_all": made.get("sparsity_all", cell.sparsity_all),
+            "draw": cell.draw,
         }
 
     def _cut_of(self, cell: Cell) -> dict[str, Any]:
@@ -300,7 +306,8 @@ class Output:
         changes: dict[str, list[float]] = {}
         last: dict[Arm, int] = {}
         for cell in self.plan.cells:
-            last[cell.arm] = max(cell.round, last.get(cell.arm, 0))
+            if cell.evaluate not in self.plan.left_out:
+                last[cell.arm] = max(cell.round, last.get(cell.arm, 0))
         for cell in self.plan.cells:
             if cell.kind not in ("dense", *OWN_ARMS) or cell.round not in (0, last[cell.arm]):
                 continue

@@ -23,6 +23,7 @@ from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.mending import prepare_store
 from tombola.engine.output import Output, resolved, task_name
+from tombola.engine.phases import Phases
 from tombola.engine.progress import Progress
 from tombola.engine.rejudging import refuse_other_judges
 from tombola.engine.stages import Context
@@ -121,21 +122,33 @@ def run(
         fields = context_fields(request, setting, store)
         if few := few_draws(setting):
             progress.note(few)
-        output, before = Output(setting, plan, store, request.out), store.finished()
-
-        def tables(known: Known) -> None:
-            part = part_of(output, known.done)
-            part.write(known.runs, known.progress)
-            part.write_costs()
+        before = store.finished()
 
         def work() -> Result:
+            earlier = prepare_store(plan, store, progress.note)
+            phases = Phases(setting, plan, store, note=progress.note, expect=progress.expect)
+            output = Output(setting, phases.plan, store, request.out)
+
+            def tables(known: Known) -> None:
+                part = part_of(output, known.done)
+                part.write(known.runs, known.progress)
+                part.write_costs()
+
             with Meanwhile(
-                progress, [plan], store, tables=tables, page=lambda: page(request.out)
+                progress, [phases.plan], store, tables=tables, page=lambda: page(request.out)
             ) as meanwhile:
                 runs = carry_graph(
-                    setting, plan, store, fields, before, lock=lock, meanwhile=meanwhile
+                    setting,
+                    phases.plan,
+                    store,
+                    {**fields, "earlier": earlier},
+                    before,
+                    lock=lock,
+                    meanwhile=meanwhile,
+                    phases=phases,
                 )
-            whole = Output(setting, plan, store, request.out)
+            phases.settle()
+            whole = Output(setting, phases.plan, store, request.out)
             summary = whole.write(runs)
             Exports(whole).write(summary)
             whole.write_costs()
@@ -153,15 +166,16 @@ def carry_graph(
     *,
     lock: int,
     meanwhile: Meanwhile,
+    phases: Phases | None = None,
 ) -> dict[str, int]:
     """Carry out the runs of a plan that are not in the store: how many trainings, new and old.
 
     ``fields``: the plain fields of stages.Context; ``before``: the runs that are not counted as
-    new, less those that are made again; ``lock``: descriptor of the folder's lock.
+    new, less those that are made again; ``lock``: descriptor of the folder's lock; ``phases``: says
+    which of the plan's runs are due, which else are all from the start.
     """
     store.folder.mkdir(exist_ok=True)
     progress = meanwhile.progress
-    earlier = prepare_store(plan, store, progress.note)
     before &= store.finished()
     todo = plan.graph.missing(store.finished())
     progress.begin(sum(node.steps for node in todo), len(todo))
@@ -175,9 +189,10 @@ def carry_graph(
     try:
         local_pool.run(
             local_pool.Work(
-                graph=plan.graph,
+                graph=phases.due if phases else plan.graph,
+                more=phases.more if phases else lambda node: (),
                 store=store,
-                context={**fields, "earlier": earlier},
+                context=fields,
                 workers=setting.workers,
                 threads=setting.threads,
                 lock=lock,

@@ -21,6 +21,7 @@ from tombola.engine.earlier import (
 )
 from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, part_of
+from tombola.engine.mending import prepare_store
 from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.progress import Progress
 from tombola.engine.rejudging import refuse_other_judges
@@ -181,6 +182,8 @@ def run(
             _write(request, parts, known.runs, known.progress)
 
         def work() -> Result:
+            first = next(iter(plans.values()))
+            earlier = prepare_store(first, store, progress.note)
             with Meanwhile(
                 progress,
                 list(plans.values()),
@@ -188,9 +191,14 @@ def run(
                 tables=tables,
                 page=lambda: page(request.out),
             ) as meanwhile:
-                first = next(iter(plans.values()))
                 runs = carry_graph(
-                    main, first, store, fields, before, lock=lock, meanwhile=meanwhile
+                    main,
+                    first,
+                    store,
+                    {**fields, "earlier": earlier},
+                    before,
+                    lock=lock,
+                    meanwhile=meanwhile,
                 )
             whole = outputs()
             summary = _write(request, whole, runs)

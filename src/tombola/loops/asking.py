@@ -12,9 +12,8 @@ from typing import Any
 
 from tombola.config import Config
 from tombola.errors import ConfigError
-from tombola.loops.book import Book, Facts, Round
+from tombola.loops.book import Book, Facts, Round, rewind_steps
 from tombola.registry import file_sha256
-from tombola.values import parse_rewind
 
 SEED = "{seed}"
 """What stands for the seed in the words of the script's command."""
@@ -48,22 +47,11 @@ def request_of(config: Config, words: Sequence[str], out: Path | None, command: 
         )
     if len(search.rewind) != 1 or len(prune.networks) != 1:
         raise ConfigError("tombola run takes one --rewind and one --prune; give one of each")
-    value, unit = parse_rewind(search.rewind[0])
-    if unit != "it":
-        raise ConfigError(
-            f"--rewind {search.rewind[0]} counts epochs, which only the script knows; give "
-            "optimizer steps, such as 500it"
-        )
-    if config.train.steps and value >= config.train.steps:
-        raise ConfigError(
-            f"--rewind {search.rewind[0]} is not before the end of {config.train.steps} steps; "
-            "give an earlier step, or more --steps"
-        )
     task = _script_name(words)
     facts = Facts(
         task=task,
         networks=prune.networks[0],
-        rewind_steps=int(value),
+        rewind_steps=rewind_steps(search.rewind[0], config.train.steps, "the script"),
         rounds=search.rounds,
         rate=search.rate,
         sparsity=search.sparsity,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tombola.errors import ConfigError
 from tombola.runs.store import Store
-from tombola.values import content_hash
+from tombola.values import content_hash, parse_rewind, percent_of
 
 T = TypeVar("T")
 
@@ -103,6 +103,30 @@ class Facts:
             "method": self.method,
             **self.asked,
         }
+
+
+def rewind_steps(text: str, steps: int, trainer: str) -> int:
+    """``500it`` or ``5%`` in steps; ConfigError if that is not known, or not before the end.
+
+    ``steps``: the training length; 0 = only the ``trainer``, so named in errors, knows it.
+    """
+    value, unit = parse_rewind(text)
+    if unit == "ep":
+        raise ConfigError(
+            f"rewind {text} counts epochs, which only {trainer} knows; give steps, such as 500it"
+        )
+    if unit == "%" and not steps:
+        raise ConfigError(
+            f"rewind {text} is a share of a length that only {trainer} knows; give --steps too, or "
+            "a step such as 500it"
+        )
+    step = percent_of(value, steps) if unit == "%" else int(value)
+    if steps and step >= steps:
+        raise ConfigError(
+            f"rewind {text} is not before the end of {steps} steps; give an earlier step, or "
+            "train longer"
+        )
+    return step
 
 
 @dataclass(frozen=True, kw_only=True)

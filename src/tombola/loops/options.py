@@ -11,12 +11,12 @@ from typing import Any
 
 from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
-from tombola.limits import integer
-from tombola.loops.book import CONTROLS, Facts
+from tombola.limits import ascending, integer
+from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS, split_networks
 from tombola.sparsity.masks import prunable
-from tombola.values import decimal_fraction, parse_rewind
+from tombola.values import decimal_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class Options:
     """What ``draw`` takes besides the function, the networks, the steps and the folder."""
 
     rewind: str = "10it"
-    """Where the weights go back to: 500it = as they were after 500 steps, 0it = as they began."""
+    """Where the weights go back to: 500it = as they were after 500 steps, 5% = after that share of
+    them, 0it = as they began."""
     rounds: int = 20
     """Levels of sparsity."""
     rate: str | float = "0.2"
@@ -98,9 +99,7 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         )
     decimal_fraction("rate", str(chosen.rate))
     sparsity = tuple(str(value) for value in chosen.sparsity)
-    levels = [decimal_fraction("sparsity", value) for value in sparsity]
-    if levels != sorted(set(levels)):
-        raise ConfigError(f"sparsity got {','.join(sparsity)}; give levels from low to high")
+    ascending("sparsity", sparsity, decimal_fraction)
     if chosen.clock is not None and chosen.clock not in modules.networks:
         raise unknown("network", chosen.clock, modules.networks, "for the clock")
     controls = chosen.controls.split(",") if isinstance(chosen.controls, str) else chosen.controls
@@ -108,7 +107,7 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         task=chosen.task or _name(train),
         data=chosen.data,
         networks=",".join(_pruned(chosen)),
-        rewind_steps=_rewind_steps(chosen.rewind, steps),
+        rewind_steps=rewind_steps(str(chosen.rewind), steps, "train"),
         rounds=chosen.rounds,
         rate=str(chosen.rate),
         sparsity=sparsity,
@@ -126,20 +125,6 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         },
         command=f"tombola.draw({_name(train)}, steps={steps}, rewind={chosen.rewind!r})",
     )
-
-
-def _rewind_steps(text: str, steps: int) -> int:
-    value, unit = parse_rewind(str(text))
-    if unit != "it":
-        raise ConfigError(
-            f"rewind {text} counts epochs, which only train knows; give steps, such as 500it"
-        )
-    if value >= steps:
-        raise ConfigError(
-            f"rewind {text} is not before the end of {steps} steps; give an earlier step, or "
-            "train longer"
-        )
-    return int(value)
 
 
 def _pruned(chosen: Options) -> tuple[str, ...]:

@@ -47,6 +47,20 @@ _RULES: dict[str, Rule] = {
 }
 
 
+def is_beyond(value: float, dense: float, rule: Rule) -> bool:
+    """Whether a value is worse than a dense one by more than the margin.
+
+    A margin that is a share is one of the ratio where both are positive, log(worse / better) >
+    log(1 + margin), else of the absolute dense value.
+    """
+    better, worse = (dense, value) if rule.better == "lower" else (value, dense)
+    if not rule.share:
+        return worse - better > rule.margin
+    if min(better, worse) > 0:
+        return worse > better * (1 + rule.margin)
+    return worse - better > rule.margin * abs(dense)
+
+
 def register_rule(kind: str, rule: Rule) -> None:
     """Give a metric of one's own a direction and a margin; ConfigError if it has others."""
     if _RULES.get(kind, rule) != rule:

@@ -57,6 +57,8 @@ class Cell:
     """The thinner network that was trained, where it is not the task's own."""
     cut: str | None = None
     """The run that cut channels: its record has the sparsity, which no plan can know."""
+    draw: int | None = None
+    """Which of several draws of a control, from 1; None where it is drawn once."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +80,8 @@ class Plan:
     """Trainings whose judged states stay: a search in the same folder judges them once more."""
     watches: dict[str, dict[str, str]] = field(default_factory=dict)
     """Cut -> its watch, and the comparison of its channels with those at the end of training."""
+    left_out: frozenset[str] = frozenset()
+    """Runs of cells that are not trained, as their arm stopped at an earlier level."""
 
 
 def sampled_anew(plan: Plan) -> Cell:

@@ -146,12 +146,14 @@ class Chain:
     def ticket_and_controls(self, level: int, ticket: str, before: tuple[str, ...]) -> str:
         """The ticket's training and those of the controls that have its mask; the former's run."""
         trained = self.trained("ticket", level, ticket, before)
-        for control in self.setting.config.search.controls_of(self.arm.method):
+        search = self.setting.config.search
+        for control in search.controls_of(self.arm.method):
             if control in OPPONENTS:
                 self.opponent(control, level, before)
             elif control != "reinit-chain":
                 spent = () if control == "erk" else before
-                self.trained(control, level, ticket, spent)
+                for draw in search.control_draws:
+                    self.trained(control, level, ticket, spent, draw)
         return trained
 
     def add(
@@ -205,20 +207,23 @@ class Chain:
             "exclude": list(self.setting.config.prune.exclude),
         }
 
-    def trained(self, kind: str, level: int, ticket: str, before: tuple[str, ...]) -> str:
+    def trained(
+        self, kind: str, level: int, ticket: str, before: tuple[str, ...], draw: int | None = None
+    ) -> str:
         """The training of a ticket or control and its judgement."""
-        train = self.training(kind, level, ticket)
-        self.cell(kind, level, train, ticket=ticket, before=before)
+        train = self.training(kind, level, ticket, draw)
+        self.cell(kind, level, train, ticket=ticket, before=before, draw=draw)
         return train
 
-    def training(self, kind: str, level: int, ticket: str) -> str:
+    def training(self, kind: str, level: int, ticket: str, draw: int | None = None) -> str:
         """The training of a ticket or of a control that has its mask."""
+        purpose = _purpose(kind, level, draw)
         fresh = kind in ("reinit", "erk", "reinit-chain")
         config: dict[str, Any] = {**self.base, "start": kind}
         parents = {"ticket": ticket}
         steps = self.setting.steps
         if fresh or self.rewind_steps is None:
-            config["draw"] = f"{kind}/{level}"
+            config["draw"] = purpose
         else:
             # A restarted training has the weights of the rewind point at its step 0.
             config["from_step"] = 0 if self.restart else self.rewind_steps
@@ -227,11 +232,11 @@ class Chain:
             if kind == "shuffle" or self.restore:
                 parents["rewind"] = self.rewound
             if kind == "shuffle":
-                config["draw"] = f"shuffle/{level}"
-        return self.add("train", config, parents, steps, f"{kind} of level {level}")
+                config["draw"] = purpose
+        return self.add("train", config, parents, steps, _label(kind, level, draw))
 
     def opponent(self, kind: str, level: int, before: tuple[str, ...]) -> None:
-        """A dense training that had what a ticket has: its parameters, or its search's steps."""
+        """Dense trainings that had what a ticket has: its parameters, or its search's steps."""
         steps, thin = self.setting.steps, None
         config: dict[str, Any] = {**self.base, "start": kind}
         if kind == "dense-long":
@@ -240,8 +245,11 @@ class Chain:
         else:
             thin = self.setting.thin(self.arm.networks, level)
             config["task"] = {**config["task"], "options": dict(thin.options)}
-        train = self.add("train", config, {}, steps, f"{kind} of level {level}")
-        self.cell(kind, level, train, thin=thin)
+        for draw in self.setting.config.search.control_draws:
+            if (draw or 1) > 1:
+                config = {**config, "draw": _purpose(kind, level, draw)}
+            train = self.add("train", config, {}, steps, _label(kind, level, draw))
+            self.cell(kind, level, train, thin=thin, draw=draw)
 
     def cell(
         self,
@@ -253,6 +261,7 @@ class Chain:
         before: tuple[str, ...] = (),
         thin: Thin | None = None,
         cut: str | None = None,
+        draw: int | None = None,
     ) -> None:
         """Judge a trained network and give it its place in the table."""
         setting = self.setting
@@ -277,8 +286,18 @@ class Chain:
                 before=before,
                 thin=thin,
                 cut=cut,
+                draw=draw,
             )
         )
+
+
+def _purpose(kind: str, level: int, draw: int | None) -> str:
+    """What a control is drawn for; the first draw is that of a search that draws once."""
+    return f"{kind}/{level}" if (draw or 1) == 1 else f"{kind}/{level}/{draw}"
+
+
+def _label(kind: str, level: int, draw: int | None) -> str:
+    return f"{kind} of level {level}" + (f", draw {draw}" if draw else "")
 
 
 def few_draws(setting: Setting) -> str:

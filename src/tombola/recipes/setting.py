@@ -28,7 +28,7 @@ from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Networks, Shape, Task
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer
-from tombola.values import parse_rewind
+from tombola.values import parse_rewind, percent_of
 
 MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
 """Longer trainings and larger batches are a slip of the hand."""
@@ -144,9 +144,12 @@ class Setting:
         return thinner(self.task, self.shape, sum(self.parameters.values()) - gone)
 
     def rewind_step(self, text: str) -> int:
-        """``500it`` or ``2ep`` in steps; ConfigError if the training has no steps after it."""
+        """``500it``, ``2ep``, ``5%`` in steps; ConfigError if the training has none after it."""
         value, unit = parse_rewind(text)
-        step = int(value) if unit == "it" else round(value * self.epoch_steps)
+        if unit == "%":
+            step = percent_of(value, self.steps)
+        else:
+            step = int(value) if unit == "it" else round(value * self.epoch_steps)
         if step >= self.steps:
             raise ConfigError(
                 f"rewind {text} is step {step}, but the training has {self.steps} steps; "

@@ -7,12 +7,12 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tombola.metrics.intervals import interval
 from tombola.metrics.verdict.losses import OWN_ARMS, SearchKey, belongs, search_name
-from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row
+from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row, columns
 
 DENSE, TICKET = "dense", "ticket"
 ARMS = (
@@ -156,11 +156,13 @@ def label_of(search: Drawn, searches: Sequence[Drawn]) -> str:
 def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
     """Metric -> its curves, search by search, the dense point first; the last step counts.
 
-    Parts of another number (an error, the share of each class) have no curve of their own.
+    Parts of another number (an error, the share of each class) have no curve of their own. Of a
+    control that is drawn several times a seed's value is the mean of its draws.
     """
     measured = {row.metric for row in rows} - {DIVERGED, NOT_RUN}
     metrics = sorted(metric for metric in measured if not PART.fullmatch(metric))
     curves: dict[str, list[Curve]] = {metric: [] for metric in metrics}
+    rows = over_draws(rows)
     for search in searches_of(rows):
         runs: dict[tuple[str, int], dict[str, dict[int, Row]]] = {}
         for row in rows:
@@ -178,6 +180,19 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[Curve]]:
                 if any(point.values for point in shown):
                     curves[metric].append(Curve(search, arm, metric, shown))
     return {metric: found for metric, found in curves.items() if found}
+
+
+def over_draws(rows: Sequence[Row]) -> list[Row]:
+    """The rows with all draws of a control in one seed and metric as one, their finite mean."""
+    found = [row for row in rows if row.draw is None]
+    drawn: dict[tuple[Any, ...], list[Row]] = {}
+    for row in (each for each in rows if each.draw is not None):
+        place = (row.metric, row.step, *(getattr(row, name) for name in columns(KeyColumns)))
+        drawn.setdefault(place, []).append(row)
+    for group in drawn.values():
+        value = interval([row.value for row in group]).mean
+        found.append(replace(group[0], value=value, draw=None))
+    return found
 
 
 def _point(metric: str, found: dict[str, dict[int, Row]]) -> Point | None:

@@ -60,7 +60,7 @@ def read_folder(out: Path) -> Folder:
 
 def ended(folder: Folder) -> Folder:
     """Without the costs of trainings that diverged: what they cost is no cost of their result."""
-    names = columns(KeyColumns)
+    names = (*columns(KeyColumns), "draw")
     gone = {
         tuple(getattr(row, name) for name in names) for row in folder.rows if row.metric == DIVERGED
     }

@@ -213,6 +213,9 @@ def levels_of(
         cells = [spread_text(at[arm, level]) if (arm, level) in at else NONE for arm in arms]
         state = states.get(level, {})
         word = "wins" if state.get("wins") else str(state.get("state", NONE))
+        own = at.get((TICKET, level))
+        if own is not None and not own.values and own.not_run and word == "undecided":
+            word = "not run"  # a chain that stopped before; one that diverged is worse
         called = ", ".join(filter(None, (percent(some.sparsity), (names or {}).get(level))))
         rows.append((called, percent(some.sparsity_all), *cells,
                      *([word] if states else [])))  # fmt: skip

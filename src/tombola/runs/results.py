@@ -25,7 +25,7 @@ NOT_RUN = "not-run"
 
 Number = int | float
 _TEXT = frozenset({"task", "data", "method", "arm", "networks", "precision", "metric"})
-_WHOLE = frozenset({"rewind_steps", "seed", "round", "n", "step"})
+_WHOLE = frozenset({"rewind_steps", "seed", "round", "n", "step", "draw"})
 _REQUIRED = frozenset({"seed", "round", "sparsity", "sparsity_all", "value"})
 
 
@@ -69,6 +69,9 @@ class Row(KeyColumns):
     """How many images, or reals and as many fakes, the value was computed from."""
     step: int | None = None
     """Training step at which the network was judged."""
+    draw: int | None = None
+    """Which draw of a control that is drawn several times, from 1; the column is written only where
+    some row has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ class CostRow(KeyColumns):
     ticket_bytes: int | None = None
     model_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    draw: int | None = None
+    """As in ``Row``."""
 
 
 R = TypeVar("R", bound=KeyColumns)
@@ -97,12 +102,19 @@ def columns(kind: type[KeyColumns]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
+def _undrawn(kind: type[KeyColumns]) -> tuple[str, ...]:
+    """The columns of a file in which no control is drawn several times."""
+    return tuple(name for name in columns(kind) if name != "draw")
+
+
 def to_csv(rows: Iterable[R], kind: type[R]) -> str:
     """The whole file as text: header, then each distinct row once, in canonical order.
 
     A row given twice (the dense run that two searches share) is written once.
     """
-    names = columns(kind)
+    rows = list(rows)
+    drawn = any(getattr(row, "draw", None) is not None for row in rows)
+    names = columns(kind) if drawn else _undrawn(kind)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)
@@ -143,17 +155,18 @@ def read_costs(path: Path) -> list[CostRow]:
 
 
 def _read(path: Path, kind: type[R]) -> list[R]:
-    names = columns(kind)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
+            names = columns(kind) if "draw" in header else _undrawn(kind)
             if tuple(header) != names:
                 raise DataError(
                     f"{path} has the columns {_shown(header)!r}, not {','.join(names)!r}; "
                     "run the search's command again to write it anew"
                 )
-            return [_parsed(path, reader.line_num, cells, kind) for cells in reader]
+            place = f"{path}, line"
+            return [kind(**_parsed(f"{place} {reader.line_num}", cells, names)) for cells in reader]
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; give the directory of a search"
@@ -165,9 +178,8 @@ def _read(path: Path, kind: type[R]) -> list[R]:
         ) from error
 
 
-def _parsed(path: Path, line: int, cells: Sequence[str], kind: type[R]) -> R:
-    names = columns(kind)
-    fault = f"{path}, line {line}"
+def _parsed(fault: str, cells: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """The cells of a line by their columns; DataError that begins with ``fault``."""
     remedy = "run the search's command again to write it anew"
     if len(cells) != len(names):
         raise DataError(f"{fault}: {len(cells)} cells, not {len(names)}; {remedy}")
@@ -178,7 +190,7 @@ def _parsed(path: Path, line: int, cells: Sequence[str], kind: type[R]) -> R:
         except ValueError:
             need = "a whole number" if name in _WHOLE else "a number"
             raise DataError(f"{fault}: {name} is {cell[:40]!r}, not {need}; {remedy}") from None
-    return kind(**values)
+    return values
 
 
 def _value(name: str, cell: str) -> str | Number | None:
