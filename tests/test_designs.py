@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tombola.metrics.levels import gather, search_key
 
 import in_process
 import tombola
@@ -23,6 +22,7 @@ from tombola.config import build
 from tombola.engine import handed_out
 from tombola.engine.phases import Phases, frontier_level
 from tombola.metrics.rules import Rule, is_beyond
+from tombola.metrics.verdict.losses import gather, search_key
 from tombola.recipes import recipes
 from tombola.recipes.cells import Arm, Cell
 from tombola.recipes.setting import resolve
@@ -452,11 +452,15 @@ def test_cut_off_at_several_moments_it_comes_to_the_same(whole, tmp_path, monkey
     assert find(tmp_path).summary["runs"] == {"trained": 0, "reused": 21, "diverged": 0}
 
 
-def test_the_first_draw_stands_for_a_seed_as_long_as_draws_are_not_ranked(whole):
+def test_the_draws_of_a_seed_are_ranked(whole):
     key = search_key(next(row for row in whole.rows if row.arm == "ticket"))
-    losses = gather(whole.rows, "reconstruction_error", key).at("reinit", 2)
-    first = [row for row in whole.rows if row.draw == 1 and row.metric == "reconstruction_error"]
-    assert losses == {row.seed: row.value for row in first}
+    losses = gather(whole.rows, "reconstruction_error", key, Rule("lower", 0.05), raw=True)
+    level = next(level for level in losses.levels if level.round == 2)
+    own = [
+        row for row in whole.rows if row.arm == "reinit" and row.metric == "reconstruction_error"
+    ]
+    found = losses.at("reinit", level)
+    assert found == {seed: {r.draw: r.value for r in own if r.seed == seed} for seed in range(3)}
 
 
 def test_files_and_costs_of_draws_are_kept_apart(whole):
