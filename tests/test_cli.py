@@ -368,7 +368,7 @@ def test_a_dry_run_counts_what_is_left(found, quick_probe):
 
 
 def config_of(*words):
-    options = cli._parser()[0].parse_args(["find", "vae", *words])
+    options = cli.build_parser()[0].parse_args(["find", "vae", *words])
     return config.build(asked.tables_of(options))
 
 
@@ -635,7 +635,7 @@ def test_a_bare_call_shows_the_help_and_the_version_is_told(capsys):
 def test_what_is_asked_for_goes_before_what_a_file_says_in_another_way(tmp_path, words, wanted):
     path = tmp_path / "dry.toml"
     path.write_text('[train]\nsteps = 500\n[search]\nsparsity = ["0.5", "0.9"]\n')
-    options = cli._parser()[0].parse_args(["find", "vae", "--config", str(path), *words])
+    options = cli.build_parser()[0].parse_args(["find", "vae", "--config", str(path), *words])
     tables = asked.tables_of(options)
     assert wanted.items() <= (tables["train"] | tables["search"]).items()
 
