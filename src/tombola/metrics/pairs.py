@@ -2,7 +2,8 @@
 
 KID and its error, precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et
 al. 2020) come from one pass over the pairs, block by block: no matrix of all pairs is ever held.
-What concerns the real images alone is computed once.
+What concerns the real images alone is computed once. Balls are closed: what lies on the surface is
+inside, so that repeated images, whose balls may have no width at all, are found by their likes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ NEIGHBOURS = 5
 """Nearest neighbours that make a ball: k of Naeem et al. 2020, section 5."""
 BLOCK_PAIRS = 1 << 18
 """Pairs looked at together: 2 MiB of float64, which stay in a core's cache from step to step."""
+ROUNDING = 1e-12
+"""What inner products of equal vectors may be off, as a share: well below float32's square."""
 
 
 class Cloud:
@@ -38,7 +41,8 @@ class Cloud:
         if not np.isfinite(self.vectors).all():
             raise DataError("features hold nan or infinite values; judge finite images only")
         self.neighbours = neighbours
-        self.squares = np.einsum("ij,ij->i", self.vectors, self.vectors)
+        # less what rounding may add, so that equal vectors are nowhere more than 0 apart
+        self.squares = (1 - ROUNDING) * np.einsum("ij,ij->i", self.vectors, self.vectors)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -61,7 +65,9 @@ class Cloud:
                 distances = exact.astype(np.float32)
                 distances[diagonal, diagonal + rows.start] = np.inf
                 distances.partition(self.neighbours - 1, axis=1)
-                radii[rows] = distances[:, self.neighbours - 1]
+                reach = distances[:, self.neighbours - 1].clip(min=0)
+                # a float32 up, so that the neighbour that makes the ball is in it
+                radii[rows] = reach * (1 + np.finfo(np.float32).eps)
         return sums, radii
 
 
@@ -94,10 +100,10 @@ def compare(reals: Cloud, fakes: Cloud) -> dict[str, float]:
         across_reals += kernel.sum(0)
         if balls:
             distances = _distances(products, fakes.squares[rows], reals.squares)
-            inside = distances < real_radii
+            inside = distances <= real_radii
             depth[rows] = inside.sum(1)
             covered |= inside.any(0)
-            recalled |= (distances < fake_radii[rows, None]).any(0)
+            recalled |= (distances <= fake_radii[rows, None]).any(0)
     # each vector's mean kernel to the others of its cloud, less that to the other cloud
     h = real_sums / (m - 1) - across_reals / n
     g = fake_sums / (n - 1) - across_fakes / m
