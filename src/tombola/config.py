@@ -67,8 +67,11 @@ class DataSection:
     """A registered name, folder:PATH or path/to/file.py:NAME."""
     skip_broken: bool = False
     """Leave broken images of a folder out instead of stopping."""
+    white: int = 0
+    """The value of white in image files; 0 = the largest of their type, 255 or 65535."""
 
     def __post_init__(self) -> None:
+        integer("data.white", self.white, low=0, high=65535)
         if not self.name.startswith(("folder:", "tensor:")):
             if not is_file_spec(self.name) and self.name not in DATA.names():
                 hint = "or path/to/file.py:NAME"

@@ -136,6 +136,7 @@ def _setting(path: Path, config: Config, folder: Path | None) -> tuple[Setting, 
         data=config.data.name,
         data_dir=str(folder) if folder else None,
         skip_broken=config.data.skip_broken,
+        white=config.data.white,
         device=config.run.device,
     )
     return setting, context

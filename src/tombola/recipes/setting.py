@@ -195,7 +195,11 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
     channels = native_channels(config.data.name, data_dir)
     shape = task.image_shape(channels)
     images = load_images(
-        config.data.name, shape, data_dir=data_dir, skip_broken=config.data.skip_broken
+        config.data.name,
+        shape,
+        data_dir=data_dir,
+        skip_broken=config.data.skip_broken,
+        white=config.data.white,
     )
     networks, work = try_task(task, shape)
     if "early-bird" in config.search.method:
