@@ -27,7 +27,7 @@ def fit(images: Tensor, shape: Shape) -> Tensor:
             whole = images.sum(dim=1, keepdim=True, dtype=torch.int32)
             planes = [whole.to(torch.float64).div_(images.shape[1])]
         else:
-            planes = list(images.split(1, dim=1))  # one at a time: eight bytes a pixel
+            planes = list(torch.split(images, 1, dim=1))  # one at a time: eight bytes a pixel
         images = torch.cat([_rounded(plane, (height, width)) for plane in planes], dim=1)
     return images.expand(-1, channels, -1, -1).contiguous()
 

@@ -222,12 +222,12 @@ def adapt_all(
     out = Adapted(torch.zeros((len(items), *shape), dtype=torch.uint8))
     if isinstance(items, Tensor):
         for first in range(0, len(items), CHUNK_IMAGES):
-            part = items[first : first + CHUNK_IMAGES]
+            rows = items[first : first + CHUNK_IMAGES]
             try:
-                out.images[first : first + CHUNK_IMAGES] = fit(scale_pixels(part, white), shape)
+                out.images[first : first + CHUNK_IMAGES] = fit(scale_pixels(rows, white), shape)
             except ValueError as error:
                 raise broken_error(first, str(error), items) from error
-            out.see(part, white)
+            out.see(rows, white)
         out.sizes.add((int(items.shape[1]), int(items.shape[2]), int(items.shape[3])))
         return out
 

@@ -149,7 +149,7 @@ def _number_classes(
     every = torch.cat(given)
     classes, said = 1 + int(every.max()), ""
     if classes > min(len(every), MOST_CLASSES):
-        values = every.unique()
+        values = torch.unique(every)
         classes, said = len(values), f"labels are ids, taken for {len(values)} classes"
         labels = {k: None if v is None else torch.searchsorted(values, v)
                   for k, v in labels.items()}  # fmt: skip
