@@ -103,7 +103,7 @@ def percent(sparsity: float) -> str:
 
 def margin_text(verdict: Mapping[str, Any]) -> str:
     """The margin of a verdict in words: ``5% of the dense mean``, or ``0.02``."""
-    share = verdict["margin_share"]
+    share = verdict.get("margin_share")
     return f"{verdict['margin']:.3g}" if share is None else f"{100 * share:.3g}% of the dense mean"
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tombola.metrics.sentences import sentence
 from tombola.metrics.statistics import SearchKey
-from tombola.report.curves import DENSE, Curve, Point, folder_of, key_of
+from tombola.report.curves import DENSE, Curve, Point, file_name, folder_of, key_of
 from tombola.report.pictures import Gallery, Level
 from tombola.runs.results import KeyColumns
 
@@ -42,7 +42,7 @@ class Family(NamedTuple):
         if len(self.members) == 1:
             return folder_of(self.key, several_precisions)
         words = (self.key.method, self.key.networks.replace(",", "+"))
-        return "-".join((*words, *([self.key.precision] if several_precisions else [])))
+        return file_name("-".join((*words, *([self.key.precision] if several_precisions else []))))
 
 
 def families_of(searches: Iterable[SearchKey]) -> list[Family]:
@@ -159,8 +159,12 @@ def over_compress(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     }
     # A reason that is not told by ``sentence`` has told itself: a judge that failed its gate.
     known = told.get("reason") in (None, "noise", "no controls", "controls undecided")
-    whole = known and all(name in told for name in _TOLD)
-    return {**told, "sentence": sentence(told)} if whole else told
+    if not known or any(name not in told for name in _TOLD):
+        return told
+    try:
+        return {**told, "sentence": sentence(told)}
+    except (LookupError, TypeError, AttributeError, StopIteration):
+        return told  # a verdict whose parts do not fit together is none of a search's
 
 
 def first_of(summary: Mapping[str, Any]) -> str | None:

@@ -192,7 +192,7 @@ def _levels(verdict: Mapping[str, Any]) -> Table | None:
     ]
     names = {"reinit": "own mask, new weights", "shuffle": "mask shuffled"}
     columns = ("sparsity", "worse than own by", "90% interval", "against own", "against dense",
-               *(names[name] for name in controls))  # fmt: skip
+               *(names.get(name, name) for name in controls))  # fmt: skip
     note = (
         f"Margin: {number(verdict.get('margin'), 3)}. A control that is worse is beaten: paired by "
         "seed, one-sided p below 0.025 after Holm over the levels (in brackets)."
