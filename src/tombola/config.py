@@ -16,7 +16,13 @@ from typing import Any
 from tombola.errors import ConfigError, unknown
 from tombola.limits import distinct, integer, number, one_of, some
 from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
-from tombola.values import coerce, decimal_fraction, parse_rewind
+from tombola.values import (
+    check_finite,
+    coerce,
+    decimal_fraction,
+    parse_rewind,
+    split_networks,
+)
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
@@ -144,7 +150,9 @@ class PruneSection:
         CRITERIA.check(self.criterion)
         if not self.networks or not all(self.networks):
             raise ConfigError("prune.networks is empty; give all or names of networks")
-        distinct("prune", self.networks)
+        distinct("prune", self.networks, lambda _, text: frozenset(split_networks(text)))
+        for text in self.networks:
+            distinct("prune", split_networks(text))
         integer("prune.score_batches", self.score_batches, low=1, high=MOST)
         integer("prune.score_draws", self.score_draws, low=1, high=MOST)
         some("prune.compress", self.compress)
@@ -355,6 +363,7 @@ def build(tables: Mapping[str, Mapping[str, Any]]) -> Config:
         if not isinstance(table, Mapping):
             raise ConfigError(f"config section {name!r} got {table!r}; it takes key = value lines")
         sections[name] = _section(name, table)
+        check_finite(name, table)
     return Config(**sections)
 
 

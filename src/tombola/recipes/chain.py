@@ -9,11 +9,12 @@ from typing import Any
 
 from tombola.config import AT_INIT, LEAST_DRAW_EPOCHS
 from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
-from tombola.recipes.setting import Setting, split_networks
+from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Thin
 from tombola.registry import file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 from tombola.sparsity.earlybird import LOOK_BACK
+from tombola.values import split_networks
 
 OPPONENTS = ("thin-parameters", "dense-long")
 VERSIONS = {"synflow": 2, "thin-flops": 2}

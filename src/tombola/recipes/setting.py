@@ -28,7 +28,7 @@ from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Networks, Shape, Task
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer
-from tombola.values import parse_rewind
+from tombola.values import parse_rewind, split_networks
 
 MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
 """Longer trainings and larger batches are a slip of the hand."""
@@ -247,11 +247,6 @@ def _check_arms(setting: Setting) -> None:
         raise ConfigError(
             f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
         )
-
-
-def split_networks(text: str) -> tuple[str, ...]:
-    """``generator,discriminator`` or ``generator+discriminator`` -> names."""
-    return tuple(part.strip() for part in text.replace("+", ",").split(",") if part.strip())
 
 
 def training_steps(config: Config, length: Mapping[str, Any], epoch_steps: int) -> int:
