@@ -34,7 +34,62 @@ SEARCH = ["--steps", "12", "--rounds", "1", "--rate", "0.5", "--seeds", "1", "--
 PLACE = ["--threads", "1", "--workers", "1", "--device", "cpu"]
 ARM = [*SEARCH, "--controls", "none", *PLACE]
 
+LONG = "/".join(["a" * 100] * 45)
 NAMES = {
+    "sparsity of nothing": (
+        ["find", "vae", "--sparsity", ","],
+        "search.sparsity is empty at least",
+    ),
+    "controls of nothing": (["find", "vae", "--controls", ""], "search.controls is empty at least"),
+    "script's sparsity of nothing": (
+        ["run", "--sparsity", ",", "--", "python", "x.py"],
+        "search.sparsity is empty at least one",
+    ),
+    "none and a control": (
+        ["find", "vae", "--controls", "none,reinit"],
+        "search.controls 'none,reinit' none stands alone",
+    ),
+    "network twice": (["find", "vae", "--prune", "decoder,decoder"], "prune decoder,decoder once"),
+    "networks twice": (
+        ["find", "vae", "--prune", "decoder,encoder", "--prune", "encoder,decoder"],
+        "prune decoder,encoder,encoder,decoder once",
+    ),
+    "compress of another method": (
+        ["find", "vae", "--compress", "0.5"],
+        "--compress early-bird imp leave it out",
+    ),
+    "channels rounded of another method": (
+        ["find", "vae", "--method", "snip", "--set", "prune.round_to=8"],
+        "--round-to early-bird snip leave it out",
+    ),
+    "learning rate without end": (
+        ["find", "vae", "--set", "task.learning_rate=inf"],
+        "task.learning_rate inf finite number",
+    ),
+    "no number in a list": (
+        ["find", "vae", "--set", "task.widths=[1, [nan]]"],
+        "task.widths nan finite number",
+    ),
+    "number of many digits": (
+        ["find", "vae", "--set", f"task.width={'9' * 400}"],
+        "task.width 1329 bits at most 63",
+    ),
+    "set with many brackets": (
+        ["find", "vae", "--set", f"train.steps={'[' * 60_000}"],
+        "train.steps it takes a whole number",
+    ),
+    "rate next to nothing": (
+        ["find", "vae", "--rate", "1e-400"],
+        "rate '1e-400' no nearer to 0 and 1 than 1E-12",
+    ),
+    "rate of many digits": (["find", "vae", "--rate", f"0.{'3' * 99}"], "rate at most 30 digits"),
+    "name of out too long": (["find", "vae", "--out", "x" * 300], "--out xxx too long 255 bytes"),
+    "path of out too long": (["find", "vae", "--out", LONG], "--out aaa too long 3,584 shorter"),
+    "name of a folder too long": (
+        ["find", "vae", "--data", f"folder:{'x' * 300}"],
+        "xxx too long shorter",
+    ),
+    "name of a config too long": (["find", "vae", "--config", "x" * 5000], "File name too long"),
     "unknown task": (["find", "linear-a"], "'linear-a' did you mean linear-ae dcgan path/to/file"),
     "task file missing": (["find", "@no.py:Mine"], "no.py No such file path/to/file.py:NAME"),
     "task file with a syntax error": (["find", "@syntax.py:Mine"], "syntax.py, line 2: mend"),
@@ -135,6 +190,10 @@ NUMBERS = {
     "margin negative": (["find", "vae", "--set", "verdict.fid=-1"], "verdict.fid -1 from 0"),
     "samples too few": (["find", "vae", "--set", "judge.samples=1"], "judge.samples 1 at least 2"),
     "no samples asked": (["sample", "@model.safetensors", "--n", "0", "--out", "x"], "--n 0 1"),
+    "samples without end": (
+        ["sample", "@model.safetensors", "--n", "1000000000000", "--out", "x"],
+        "--n 1000000000000 from 1 to 100000",
+    ),
 }
 PLACES = {
     "no CUDA": (["find", "vae", "--device", "cuda"], "'cuda' not there --device cpu or auto"),
@@ -167,6 +226,18 @@ PLACES = {
     "config without sections": (
         ["find", "vae", "--config", "@flat.toml"],
         "flat.toml 'rounds' outside of a section [search]",
+    ),
+    "config of brackets": (
+        ["find", "vae", "--config", "@deep.toml"],
+        "deep.toml is not TOML brackets --dry-run",
+    ),
+    "config of another kind": (
+        ["find", "vae", "--config", "@long.toml"],
+        "long.toml more than 1,048,576 bytes --dry-run",
+    ),
+    "file without names": (
+        ["find", "@blank.py:Nothing"],
+        "blank.py 'Nothing'; there is none (define a task",
     ),
     "out is a file": (["find", "vae", "--out", "@file"], "file is a file; give a folder"),
     "out below a file": (["find", "vae", "--out", "@file/out"], "file is a file; give a folder"),
@@ -274,6 +345,7 @@ TO_COME = {
 FIRST = NAMES | NUMBERS | PLACES | FILES | TO_COME
 
 LATER = {
+    "figure of no level": (["figure", "@out", "--sparsity", ","], "--sparsity is empty 0.5,0.9"),
     "fp16 on a processor": (
         ["find", "linear-ae", "--precision", "fp16", "--device", "cpu"],
         "fp16 CUDA bf16 or fp32",
@@ -495,6 +567,9 @@ def make_texts(root: Path) -> None:
     (root / "mine.py").write_text(MINE)
     (root / "bad.toml").write_text("[search]\nrounds = = 3\n")
     (root / "flat.toml").write_text("rounds = 3\n")
+    (root / "deep.toml").write_text(f"x = {'[' * 100_000}\n")
+    (root / "long.toml").write_text("#" * (1 << 20) + "\n")
+    (root / "blank.py").write_text("1 + 1\n")
     (root / "blank").write_bytes(b"")
     with (root / "pickled").open("wb") as file:
         pickle.dump({"weight": 1}, file)

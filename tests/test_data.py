@@ -19,7 +19,7 @@ from standins import make_folder, make_mnist, picture
 from tombola.data import cache, checks, decode
 from tombola.data.adapt import fit
 from tombola.data.checks import check_source
-from tombola.data.decode import pixels
+from tombola.data.pixels import pixels
 from tombola.data.sources import Raw, load_images, native_channels, save_tensor_source
 from tombola.data.splits import SPLITS, Images, data_hash, split_indices
 from tombola.errors import ConfigError, DataError, UserError

@@ -49,8 +49,8 @@ def by_loops(x, y, k):
         ]
 
     real, fake = radii(x), radii(y)
-    inside = [[math.dist(a, b) < real[i] for b in y] for i, a in enumerate(x)]
-    found = [[math.dist(a, b) < fake[j] for j, b in enumerate(y)] for a in x]
+    inside = [[math.dist(a, b) <= real[i] for b in y] for i, a in enumerate(x)]
+    found = [[math.dist(a, b) <= fake[j] for j, b in enumerate(y)] for a in x]
     return {
         "kid": within(x) + within(y) - 2 * np.mean([kernel(a, b) for a in x for b in y]),
         "precision": np.mean(np.any(inside, axis=0)),
@@ -120,6 +120,41 @@ def test_shares_on_a_line():
     assert found["density"] == 2 / 3
     assert found["coverage"] == 2 / 3  # |0.5 - 10| is beyond 9
     assert found["recall"] == 1  # the ball of 0.5 reaches 29.5 far
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_repeated_images_are_found_by_their_likes(mean, monkeypatch):
+    """Each of 30 images six times: balls of five neighbours have no width, and hold their likes."""
+    images = np.random.default_rng(9).normal(mean, 1, (30, 517)).astype(np.float32)
+    reals, fakes = Cloud(np.repeat(images, 6, 0)), Cloud(images)
+    assert not reals.within[1].any()
+    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 1)  # products that are rounded in another way
+    found = compare(reals, fakes)
+    assert [found[name] for name in ("precision", "density", "coverage")] == [1, 6 / 5, 1]
+    found = compare(fakes, reals)
+    assert found["recall"] == 1
+    half = compare(reals, Cloud(np.tile(images[:15], (6, 1))))
+    assert [half[name] for name in ("precision", "recall", "coverage")] == [1, 0.5, 0.5]
+    other = compare(reals, Cloud(np.repeat(images + np.float32(0.01), 6, 0)))
+    assert [other[name] for name in ("precision", "recall", "coverage")] == [0, 0, 0]
+
+
+def test_what_lies_on_a_balls_surface_is_inside():
+    """Two places three times each: a ball of five neighbours reaches the other place, no further.
+
+    In whole numbers, whose products are exact, and in others, which are rounded.
+    """
+    rng = np.random.default_rng(10)
+    for a, b in [rng.integers(-9, 9, (2, 33)), *rng.normal(size=(20, 2, 33)).astype(np.float32)]:
+        reals = Cloud(np.stack([a, a, a, b, b, b]))
+        found = compare(reals, Cloud(np.stack([b] * 6)))
+        assert [found[name] for name in ("precision", "density", "coverage")] == [1, 6 / 5, 1]
+        assert found["recall"] == 0.5
+        assert compare(Cloud(np.stack([b] * 6)), reals)["recall"] == 1
+        beyond = compare(reals, Cloud(np.stack([b + (b - a) / 1000] * 6)))
+        assert [beyond[name] for name in ("density", "coverage")] == [3 / 5, 0.5]
+    zero = Cloud(np.zeros((6, 3)))
+    assert compare(zero, zero)["recall"] == compare(zero, zero)["coverage"] == 1
 
 
 def test_coverage_of_one_distribution_meets_its_closed_form():

@@ -102,7 +102,7 @@ TO_COME = {"reproduce"}
 
 SECTIONS = {
     "task": {"name", "preset", "options"},
-    "data": {"name", "skip_broken"},
+    "data": {"name", "skip_broken", "white"},
     "train": {"steps", "epochs", "precision", "ema"},
     "prune": {
         "networks",

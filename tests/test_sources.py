@@ -17,7 +17,7 @@ from standins import make_celeba, make_folder, make_mnist, picture, png, write_p
 from tombola.data import checks, decode, download
 from tombola.data.adapt import fit
 from tombola.data.checks import check_source
-from tombola.data.decode import pixels
+from tombola.data.pixels import pixels
 from tombola.data.sources import load_images, native_channels
 from tombola.data.splits import SPLITS, split_indices
 from tombola.errors import ConfigError, DataError
@@ -292,18 +292,6 @@ def test_folder_of_many_sizes(tmp_path: Path) -> None:
     assert torch.equal(every[20:21], fit(small, (1, 8, 8)))
 
 
-def test_subfolders_become_classes_only_if_large_enough(tmp_path: Path) -> None:
-    make_folder(tmp_path / "tree" / "cats", 20)
-    make_folder(tmp_path / "tree" / "dogs", 22)
-    spec = f"folder:{tmp_path / 'tree'}"
-    images = load_images(spec, (3, 6, 6))
-    assert images.classes == 2
-    counts = torch.cat([v for v in images.labels.values() if v is not None]).bincount()
-    assert counts.tolist() == [20, 22]
-    (tmp_path / "tree" / "cats" / "000.png").unlink()
-    assert load_images(spec, (3, 6, 6)).classes == 0
-
-
 def test_broken_image_is_named_or_skipped(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "some", 24)
     before = load_images(f"folder:{root}", (3, 6, 6))
@@ -345,6 +333,19 @@ def test_linked_directories_are_read_once(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "a" / "b", 24).parent
     (root / "b" / "loop").symlink_to(root)
     assert [len(v) for v in load_images(f"folder:{root}", (3, 6, 6)).splits.values()] == [20, 2, 2]
+
+
+def test_links_to_folders_elsewhere_are_not_followed_and_told(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "given", 24)
+    before = load_images(f"folder:{root}", (3, 6, 6))
+    (root / "all").symlink_to(make_folder(tmp_path / "private", 30))
+    after = load_images(f"folder:{root}", (3, 6, 6))
+    assert after.note == "6x6 colour as it is; 1 links to folders outside of it not followed"
+    assert after.sha256 == before.sha256
+    (tmp_path / "farm").mkdir()
+    (tmp_path / "farm" / "all").symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match=r"no image; .*; 1 links to folders outside of it are not"):
+        check_source(f"folder:{tmp_path / 'farm'}")
 
 
 # --- names ---------------------------------------------------------------------------------------

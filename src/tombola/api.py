@@ -21,7 +21,7 @@ from tombola.engine.progress import Progress
 from tombola.engine.search import Request, Result
 from tombola.errors import ConfigError, TicketError
 from tombola.hub import resolve
-from tombola.limits import before_rivals, one_way
+from tombola.limits import before_rivals, needs_early_bird, one_way
 from tombola.recipes import recipes
 from tombola.recipes.cells import Plan
 from tombola.recipes.setting import Setting, make_task, search_chains, task_class
@@ -94,7 +94,8 @@ def find(
     before_rivals(tables, {(FIND_KEYS[name], name) for name in options})
     tables.setdefault("task", {})["name"] = task_spec(task)
     one_way(options)
-    build(tables)  # refuses names and numbers before images are written
+    # refuses names and numbers before images are written
+    needs_early_bird(options, build(tables).search.method)
     folder = None if out is None else Path(out)
     made: tuple[Path, ...] = ()
     if data is not None and not isinstance(data, str):

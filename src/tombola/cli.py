@@ -19,6 +19,8 @@ from tombola.parser import build_parser
 from tombola.streams import careful, open_streams
 
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
+MOST_CHARACTERS = 800
+"""Of an error: what comes in may be as long as a command line."""
 TO_COME = {
     "reproduce": "later",
 }
@@ -80,7 +82,9 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _os_error(error: OSError) -> int:
     """A full disk is exit 1; a place that cannot be written or read is the user's to mend."""
-    name = error.filename or ""
+    name = str(error.filename or "")
+    if error.errno == errno.ENAMETOOLONG:
+        return _fail(f"the path {name[:60]}... is too long; give a shorter one", USER)
     text = f"{name}: {error.strerror}" if name and error.strerror else error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return _fail(
@@ -97,6 +101,8 @@ def _fail(text: str, code: int) -> int:
     """Print one line; what could steer a terminal in a name or a file's text is escaped."""
     line = " ".join(text.split())
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(safe) > MOST_CHARACTERS:
+        safe = f"{safe[: MOST_CHARACTERS // 2]} ... {safe[-MOST_CHARACTERS // 2 :]}"
     print(f"error: {safe}", file=sys.stderr)
     return code
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tombola import listing, values
 from tombola.data.checks import check_source, data_root
 from tombola.errors import ConfigError
+from tombola.limits import integer
 from tombola.metrics.rules import by_importance
 from tombola.registry import TASKS
 from tombola.runs.store import finite
@@ -19,6 +20,10 @@ from tombola.words import checked, checked_out, data_dir_of, tables_of, ticket_c
 
 if TYPE_CHECKING:
     from tombola.engine.search import Request, Result
+
+
+MOST_SAMPLES = 100_000
+"""More images than this, a file each, are a slip of the hand."""
 
 
 def answer(options: argparse.Namespace, found: Any, text: str) -> int:
@@ -149,8 +154,7 @@ def _check_model(path: str, task: str | None) -> None:
 
 def do_sample(options: argparse.Namespace) -> int:
     """``tombola sample``."""
-    if options.n < 1:
-        raise ConfigError(f"--n got {options.n}; it takes a whole number of at least 1")
+    integer("--n", options.n, low=1, high=MOST_SAMPLES)
     out = checked_out(options.out)
     from tombola.exported import facts, files
 
@@ -260,6 +264,8 @@ def do_figure(options: argparse.Namespace) -> int:
     """``tombola figure``."""
     out = _run_directory(options.dir)
     wanted = [text.strip() for text in (options.sparsity or "").split(",") if text.strip()]
+    if options.sparsity is not None and not wanted:
+        raise ConfigError("--sparsity is empty; give levels such as 0.5,0.9, or leave it out")
     sparsities = [float(values.decimal_fraction("sparsity", text)) for text in wanted]
     from tombola.report.figure import write_figure
 

@@ -16,7 +16,14 @@ from tombola.errors import ConfigError, unknown
 from tombola.learned_config import LEARNED, GatesSection, GradualSection
 from tombola.limits import ascending, distinct, integer, number, one_of, place_of_controls, some
 from tombola.registry import CRITERIA, DATA, FEATURES, TASKS, is_file_spec
-from tombola.values import coerce, decimal_fraction, parse_margin, parse_rewind
+from tombola.values import (
+    check_finite,
+    coerce,
+    decimal_fraction,
+    parse_margin,
+    parse_rewind,
+    split_networks,
+)
 
 AT_INIT = ("snip", "grasp", "synflow", "random")
 """Methods that prune before any training."""
@@ -67,8 +74,11 @@ class DataSection:
     """A registered name, folder:PATH or path/to/file.py:NAME."""
     skip_broken: bool = False
     """Leave broken images of a folder out instead of stopping."""
+    white: int = 0
+    """The value of white in image files; 0 = the largest of their type, 255 or 65535."""
 
     def __post_init__(self) -> None:
+        integer("data.white", self.white, low=0, high=65535)
         if not self.name.startswith(("folder:", "tensor:")):
             if not is_file_spec(self.name) and self.name not in DATA.names():
                 hint = "or path/to/file.py:NAME"
@@ -141,7 +151,9 @@ class PruneSection:
         CRITERIA.check(self.criterion)
         if not self.networks or not all(self.networks):
             raise ConfigError("prune.networks is empty; give all or names of networks")
-        distinct("prune", self.networks)
+        distinct("prune", self.networks, lambda _, text: frozenset(split_networks(text)))
+        for text in self.networks:
+            distinct("prune", split_networks(text))
         integer("prune.score_batches", self.score_batches, low=1, high=MOST)
         integer("prune.score_draws", self.score_draws, low=1, high=MOST)
         some("prune.compress", self.compress)
@@ -388,6 +400,7 @@ def build(tables: Mapping[str, Mapping[str, Any]]) -> Config:
         if not isinstance(table, Mapping):
             raise ConfigError(f"config section {name!r} got {table!r}; it takes key = value lines")
         sections[name] = _section(name, table)
+        check_finite(name, table)
     return Config(**sections)
 
 

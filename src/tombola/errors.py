@@ -45,6 +45,8 @@ class DivergedError(Exception):
 def unknown(noun: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:
     """The error for a name that does not exist: the nearest match first, then all that exist."""
     names = sorted(known)
+    if not names:
+        return ConfigError(f"unknown {noun} {name!r}; there is none{f' ({hint})' if hint else ''}")
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     exist = ", ".join(names) + (f" ({hint})" if hint else "")
     if near:

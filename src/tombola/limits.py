@@ -102,6 +102,16 @@ def before_rivals(tables: dict[str, dict[str, Any]], asked: Collection[tuple[str
             tables.setdefault(section, {})[rival] = none
 
 
+def needs_early_bird(given: Collection[str], methods: Collection[str], mark: str = "") -> None:
+    """ConfigError if options of early-bird are among the names given, and it is no method."""
+    for name in ("compress", "round_to"):
+        if name in given and "early-bird" not in methods:
+            raise ConfigError(
+                f"{mark}{name.replace('_', '-') if mark else name} is of method early-bird, but "
+                f"the methods are {','.join(methods)}; leave it out, or add early-bird"
+            )
+
+
 def one_way(given: Collection[str], mark: str = "") -> None:
     """ConfigError if the names of given options have levels both by rounds and outright.
 

@@ -24,7 +24,7 @@ from tombola.engine.search import prepare
 from tombola.engine.starts import trainer_of
 from tombola.engine.surroundings import versions
 from tombola.errors import DivergedError, TicketError
-from tombola.recipes.setting import Setting, split_networks
+from tombola.recipes.setting import Setting
 from tombola.runs.store import Store
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.container import read_header
@@ -33,6 +33,7 @@ from tombola.sparsity.tickets import Ticket, Weights, load_ticket
 from tombola.tickets_config import rebuild_config
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Trainer
+from tombola.values import split_networks
 
 MOST_OF_THE_WAY = 0.25
 """Elsewhere a rebuilt state may be this share of the way that it was trained off (root mean
@@ -136,6 +137,7 @@ def _setting(path: Path, config: Config, folder: Path | None) -> tuple[Setting, 
         data=config.data.name,
         data_dir=str(folder) if folder else None,
         skip_broken=config.data.skip_broken,
+        white=config.data.white,
         device=config.run.device,
     )
     return setting, context

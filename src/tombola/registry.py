@@ -80,14 +80,16 @@ class Registry:
                 f"cannot read the {self.noun} file {path}: {error.strerror}; "
                 "give an existing path/to/file.py:NAME"
             ) from error
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None)
+            why = getattr(error, "msg", error) or "brackets in brackets"
             raise ConfigError(
-                f"{path}, line {line}: {getattr(error, 'msg', error)}; "
-                f"mend the {self.noun} file and run again"
+                f"{path}, line {line}: {why}; mend the {self.noun} file and run again"
             ) from error
         if name not in _top_level_names(tree):
-            raise unknown(f"name in {path}", name, _top_level_names(tree))
+            hint = f"define a {self.noun} in the file"
+            names = _top_level_names(tree)
+            raise unknown(f"name in {path}", name, names, "" if names else hint)
 
     def _inside(self, spec: str) -> list[str]:
         """What a file has that may be meant by its bare path: classes derived from one that is."""

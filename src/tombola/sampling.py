@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tombola.api import model_networks
+from tombola.config import DataSection
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.sources import load_images
 from tombola.engine.judging import BATCH, save_grid
@@ -106,7 +107,8 @@ def _judge_images(
             "say with --data which to take"
         )
     channels, height, width = (int(v) for v in manifest["shape"])
-    images = load_images(data or str(name), (channels, height, width), data_dir=data_dir)
+    shape, white = (channels, height, width), _white_of(manifest)
+    images = load_images(data or str(name), shape, data_dir=data_dir, white=white)
     most = len(images.splits["judge"])
     if n > most:
         raise ConfigError(
@@ -114,3 +116,14 @@ def _judge_images(
             f"ask for at most {most}"
         )
     return images.first("judge", n)[0]
+
+
+def _white_of(manifest: Mapping[str, Any]) -> int:
+    """The value of white in the images that a model was trained on; 0 = the largest of their type.
+
+    ConfigError for what no config could say.
+    """
+    match manifest.get("config"):
+        case {"data": {"white": int(white)}}:
+            return DataSection(white=white).white
+    return 0

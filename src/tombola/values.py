@@ -16,6 +16,13 @@ from typing import Any
 
 from tombola.errors import ConfigError
 
+MOST_TOML_BYTES = 1 << 20
+"""A config file is a few kB: a larger one is another file."""
+MOST_WHOLE = 1 << 63
+"""Whole numbers below this fit into 64 bits."""
+LEAST, MOST_DIGITS = Decimal("1E-12"), 30
+"""Shares of weights nearer to none or all, or more exact, differ in no weight of any network."""
+
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, NaN refused."""
@@ -31,7 +38,7 @@ def parse_value(text: str) -> Any:
     """The value of a ``--set``: a TOML value where it is one, else the text itself."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, too many digits, too many brackets
         return text
     return table["value"] if len(table) == 1 else text
 
@@ -39,15 +46,23 @@ def parse_value(text: str) -> Any:
 def read_toml(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a config file; ConfigError naming the line where it is no TOML."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MOST_TOML_BYTES + 1)
+        if len(content) > MOST_TOML_BYTES:
+            raise ConfigError(
+                f"the config file {path} has more than {MOST_TOML_BYTES:,} bytes; "
+                "give a TOML file as --dry-run prints it"
+            )
+        tables = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the config file {path}: {error.strerror}; "
             "give a TOML file as --dry-run prints it"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        why = "brackets in brackets" if isinstance(error, RecursionError) else error
         raise ConfigError(
-            f"the config file {path} is not TOML: {error}; --dry-run prints one to start from"
+            f"the config file {path} is not TOML: {why}; --dry-run prints one to start from"
         ) from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -109,15 +124,34 @@ def coerce(name: str, value: Any, kind: str) -> Any:
         items = value.split(",") if isinstance(value, str) and not whole else value
         if not isinstance(items, list | tuple):
             items = [items]
-        return tuple(str(item).strip() for item in items if str(item).strip())
+        named = tuple(str(item).strip() for item in items if str(item).strip())
+        if isinstance(value, str) and not named:
+            raise ConfigError(f"{name} is empty; give at least one value, or leave it out")
+        if "none" in named:
+            raise ConfigError(f"{name} got {value!r}; none stands alone, without other values")
+        return named
     wanted, words = _KINDS[kind]
     if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if wanted is float and type(value) is int and abs(value) < MOST_WHOLE:
         return float(value)
     if type(value) is not wanted:
         raise ConfigError(f"{name} got {value!r}; it takes {words}")
     return value
+
+
+def check_finite(name: str, value: Any) -> None:
+    """ConfigError for a number, also within lists and tables, that no training can take."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_finite(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_finite(name, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} got {value}; it takes a finite number")
+    elif isinstance(value, int) and abs(value) >= MOST_WHOLE:
+        raise ConfigError(f"{name} got a number of {value.bit_length()} bits; it takes at most 63")
 
 
 def parse_rewind(text: str) -> tuple[float, str]:
@@ -159,12 +193,24 @@ def percent_of(value: float, steps: int) -> int:
     return math.floor(Fraction(repr(value)) * steps / 100 + Fraction(1, 2))
 
 
+def split_networks(text: str) -> tuple[str, ...]:
+    """``generator,discriminator`` or ``generator+discriminator`` -> names."""
+    return tuple(part.strip() for part in text.replace("+", ",").split(",") if part.strip())
+
+
 def decimal_fraction(name: str, text: str) -> Decimal:
-    """A decimal strictly between 0 and 1; ConfigError for anything else."""
+    """A decimal between 0 and 1, no nearer to them than LEAST; ConfigError for anything else."""
     try:
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal("NaN")
     if not value.is_finite() or not 0 < value < 1:
-        raise ConfigError(f"{name} got {text!r}; it takes a decimal between 0 and 1, both excluded")
+        raise ConfigError(
+            f"{name} got {text[:80]!r}; it takes a decimal between 0 and 1, both excluded"
+        )
+    if not LEAST <= value <= 1 - LEAST or len(value.as_tuple().digits) > MOST_DIGITS:
+        raise ConfigError(
+            f"{name} got {text[:80]!r}; it takes a decimal of at most {MOST_DIGITS} digits, no "
+            f"nearer to 0 and 1 than {LEAST}"
+        )
     return value

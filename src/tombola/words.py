@@ -16,7 +16,7 @@ from tombola import values
 from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.errors import ConfigError, TicketError
-from tombola.limits import before_rivals, one_way
+from tombola.limits import before_rivals, needs_early_bird, one_way
 from tombola.metrics.rules import rule_of
 from tombola.registry import DATA, is_file_spec
 from tombola.sparsity.container import read_header, verify_file
@@ -25,6 +25,8 @@ from tombola.tickets_config import ticket_config
 
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Where Linux shows a driver that torch's CUDA may use: NVIDIA's, that of WSL, ROCm's."""
+MOST_NAME_BYTES, MOST_PATH_BYTES, INNER_BYTES = 255, 4096, 512
+"""Limits of file systems, and what the paths of the files inside a folder may add."""
 _FLAGS = {
     "task": ("task", "name"),
     "preset": ("task", "preset"),
@@ -109,6 +111,14 @@ def checked_out(text: str) -> Path:
     if not text:
         raise ConfigError("--out is empty; give a folder")
     out = Path(text)
+    whole = len(os.fsencode(out.absolute()))
+    if whole + INNER_BYTES > MOST_PATH_BYTES or any(
+        len(os.fsencode(part)) > MOST_NAME_BYTES for part in out.parts
+    ):
+        raise ConfigError(
+            f"--out {text[:60]}... is too long: a name takes at most {MOST_NAME_BYTES} bytes, and "
+            f"the path {MOST_PATH_BYTES - INNER_BYTES:,}, as files lie in it; give a shorter one"
+        )
     for place in (out, *out.parents):
         if place.exists():
             if not place.is_dir():
@@ -124,6 +134,9 @@ def checked(
 ) -> tuple[Config, Path | None, Path | None]:
     """Everything that can be told without torch: names, numbers, paths."""
     config = configs.build(tables)
+    given = [name for name in _FLAGS if getattr(options, name, None) is not None]
+    given += [text.partition("=")[0].strip().removeprefix("prune.") for text in options.set]
+    needs_early_bird(given, config.search.method, "--")
     data_dir = data_dir_of(options)
     check_source(config.data.name, data_dir)
     if not is_file_spec(config.task.name):  # a user's file may bring rules of its own

@@ -23,17 +23,27 @@ def fit(images: Tensor, shape: Shape) -> Tensor:
         images = functional.pad(images, (2, 2, 2, 2))
         size = (height, width)
     if images.shape[1] > channels or size != (height, width):
-        # float64: the rounding below then gives the same bytes, and so the same data hash, whether
-        # or not a processor fuses multiply and add.
-        exact = images.to(torch.float64)
         if images.shape[1] > channels:
-            exact = exact.mean(dim=1, keepdim=True)
-        if size != (height, width):
-            exact = functional.interpolate(
-                exact, size=(height, width), mode="bilinear", antialias=True, align_corners=False
-            )
-        images = exact.round_().clamp_(0, 255).to(torch.uint8)
+            whole = images.sum(dim=1, keepdim=True, dtype=torch.int32)
+            planes = [whole.to(torch.float64).div_(images.shape[1])]
+        else:
+            planes = list(torch.split(images, 1, dim=1))  # one at a time: eight bytes a pixel
+        images = torch.cat([_rounded(plane, (height, width)) for plane in planes], dim=1)
     return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _rounded(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """One channel (N, 1, h, w) scaled to a size and rounded to uint8.
+
+    In float64: the rounding then gives the same bytes, and so the same data hash, whether or not a
+    processor fuses multiply and add.
+    """
+    exact = plane.to(torch.float64)
+    if exact.shape[2:] != size:
+        exact = functional.interpolate(
+            exact, size=size, mode="bilinear", antialias=True, align_corners=False
+        )
+    return exact.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def centre_crop(images: Tensor, height: int, width: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tombola.data.checks import cache_root
 
-SCHEMA = "tombola.images/1"
+SCHEMA = "tombola.images/2"
 """Part of every key; raise it when decoding or adapting changes what comes out."""
 
 

@@ -23,6 +23,8 @@ _KINDS = "png jpg jpeg bmp gif webp tif tiff ppm pgm pbm pnm"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in re.split(" ", _KINDS))
 MIN_IMAGES = 20
 """Fewer images than this cannot be split into train, validation and judge."""
+MOST_CLASSES = 10_000
+"""More kinds of labels than this are ids, which no classifier here is to tell apart."""
 NATIVE_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "celeba": 3}
 DIGITS = Path(__file__).parent / "files" / "digits.npz"
 _FORMS = ("folder:PATH", "tensor:PATH", "path/to/file.py:NAME")
@@ -48,9 +50,10 @@ def check_source(spec: str, data_dir: Path | None = None) -> str:
     kind, colon, rest = spec.partition(":")
     if colon and kind == "folder":
         root = folder_path(rest)
-        count = sum(1 for _ in _first(walk_folder(root), MIN_IMAGES))
+        outside: list[Path] = []
+        count = sum(1 for _ in _first(walk_folder(root, outside=outside), MIN_IMAGES))
         if count < MIN_IMAGES:
-            raise too_few(f"folder {rest}", count)
+            raise too_few(f"folder {rest}", count, len(outside))
         return "folder-" + _short(root.name)
     if colon and kind == "tensor":
         return "tensor-" + str(tensor_header(Path(rest))["sha256"])[:8]
@@ -208,11 +211,13 @@ def folder_path(text: str) -> Path:
     return path.resolve()
 
 
-def walk_folder(root: Path, others: list[Path] | None = None) -> Iterator[Path]:
-    """Every image file under a directory, in no order; other files are appended to ``others``.
+def walk_folder(
+    root: Path, others: list[Path] | None = None, outside: list[Path] | None = None
+) -> Iterator[Path]:
+    """Every image file under a resolved directory, in no order; other files go to ``others``.
 
     Hidden files count as other files, hidden directories are passed over; links to directories are
-    followed, each directory once.
+    followed, each directory once, but those that lead out of the tree: these go to ``outside``.
     """
 
     def refuse(error: OSError) -> None:
@@ -221,7 +226,10 @@ def walk_folder(root: Path, others: list[Path] | None = None) -> Iterator[Path]:
     seen: set[str] = set()
     for place, directories, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:
+        inside = Path(real).is_relative_to(root)
+        if not inside and outside is not None:
+            outside.append(Path(place))
+        if real in seen or not inside:
             directories.clear()
             continue
         seen.add(real)
@@ -234,23 +242,31 @@ def walk_folder(root: Path, others: list[Path] | None = None) -> Iterator[Path]:
                 others.append(path)
 
 
-def scan_folder(root: Path) -> tuple[tuple[Path, ...], int]:
-    """All images under a directory, sorted by their relative paths, and the count of other files.
+def scan_folder(root: Path) -> tuple[tuple[Path, ...], list[str]]:
+    """All images under a directory, sorted by their relative paths, and what was left out.
 
     DataError if there are fewer than MIN_IMAGES.
     """
     others: list[Path] = []
-    images = sorted(walk_folder(root, others), key=lambda path: path.relative_to(root).as_posix())
+    outside: list[Path] = []
+    found = walk_folder(root, others, outside)
+    images = sorted(found, key=lambda path: path.relative_to(root).as_posix())
     if len(images) < MIN_IMAGES:
-        raise too_few(f"folder {root}", len(images))
-    return tuple(images), len(others)
+        raise too_few(f"folder {root}", len(images), len(outside))
+    notes = [f"{len(others)} other files skipped"] if others else []
+    notes += [f"{len(outside)} links to folders outside of it not followed"] if outside else []
+    return tuple(images), notes
 
 
-def too_few(what: str, count: int) -> DataError:
-    """The error for a source that is empty or too small to be split."""
+def too_few(what: str, count: int, outside: int = 0) -> DataError:
+    """The error for a source that is empty or too small to be split.
+
+    ``outside``: how many links to folders elsewhere were not followed.
+    """
     found = {0: "no image", 1: "1 image"}.get(count, f"{count} images")
     kinds = " (png, jpg, bmp, gif, webp, tif, pnm)" if what.startswith("folder") else ""
-    return DataError(f"{what} holds {found}; at least {MIN_IMAGES} are needed{kinds}")
+    links = f"; {outside} links to folders outside of it are not followed" if outside else ""
+    return DataError(f"{what} holds {found}; at least {MIN_IMAGES} are needed{kinds}{links}")
 
 
 def tensor_header(path: Path) -> dict[str, Any]:
@@ -272,7 +288,8 @@ def tensor_header(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not a safetensors file with a tensor 'images'; {wanted}")
     images = header["images"]
     shape = images.get("shape")
-    if images.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 4:
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int for n in shape)
+    if images.get("dtype") != "U8" or not whole:
         raise DataError(
             f"{path} holds images of type {images.get('dtype')} and shape {shape}; "
             "they must be uint8 (N, C, H, W)"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tombola.data.decode import pixels, unit_to_uint8
+from tombola.data.pixels import pixels, unit_to_uint8
 from tombola.errors import DataError
 
 
@@ -41,16 +41,19 @@ def label_tensor(labels: Any, count: int, what: str) -> Tensor | None:
     if labels is None:
         return None
     try:
-        numbers = torch.as_tensor(labels).cpu()
+        given = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what}: labels are not numbers ({error}); give integers (N,)") from error
-    whole = not numbers.is_floating_point() and not numbers.is_complex()
-    if numbers.shape != (count,) or not whole or int(numbers.min()) < 0:
         raise DataError(
-            f"{what}: labels of type {numbers.dtype} and shape {tuple(numbers.shape)} "
+            f"{what}: labels are no integers of 64 bits ({error}); give integers (N,)"
+        ) from error
+    numbers = given.to(torch.int64)
+    whole = not given.is_floating_point() and not given.is_complex()
+    if given.shape != (count,) or not whole or (count and int(numbers.min()) < 0):
+        raise DataError(
+            f"{what}: labels of type {given.dtype} and shape {tuple(given.shape)} "
             f"for {count} images; give one integer from 0 for every image"
         )
-    return numbers.to(torch.int64)
+    return numbers
 
 
 def stack(items: Any) -> tuple[Tensor, list[int] | None]:

@@ -27,10 +27,12 @@ from torch import Tensor
 
 from tombola.data import cache, checks
 from tombola.data.adapt import Shape
-from tombola.data.checks import MIN_IMAGES, NATIVE_CHANNELS, check_source
-from tombola.data.decode import ImageFiles, ParquetImages, pixels
+from tombola.data.checks import NATIVE_CHANNELS, check_source
+from tombola.data.decode import ImageFiles, ParquetImages
 from tombola.data.download import download
 from tombola.data.given import checked_images, label_tensor, stack
+from tombola.data.layout import read_layout
+from tombola.data.pixels import pixels
 from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble, data_hash
 from tombola.errors import DataError, UserError
 from tombola.registry import DATA, file_sha256, is_file_spec, split_file_spec
@@ -72,22 +74,22 @@ def celeba(data_dir: Path | None = None) -> Raw:
 
 
 def folder(path: str) -> Raw:
-    """Any tree of images, split 80/10/10 in the order of their relative paths.
+    """Any tree of images in the order of their relative paths, split 80/10/10.
 
-    If every image lies in a subfolder and each subfolder has at least MIN_IMAGES, the subfolders
-    are the classes; otherwise there are no labels.
+    Unless it has folders for training and test, and with labels if it has folders for classes: see
+    ``layout.read_layout``.
     """
     root = checks.folder_path(path)
-    paths, others = checks.scan_folder(root)
-    notes = [f"{others} other files skipped"] if others else []
-    tops = [parts[0] if len(parts := p.relative_to(root).parts) > 1 else "" for p in paths]
-    names = sorted(set(tops))
-    labels = None
-    if "" not in names and len(names) > 1 and min(map(tops.count, names)) >= MIN_IMAGES:
-        number = {name: i for i, name in enumerate(names)}
-        labels = [number[top] for top in tops]
-        notes.append(f"{len(names)} classes from its subfolders")
-    return Raw(train=ImageFiles(paths), labels=labels, files=paths, notes=tuple(notes))
+    paths, notes = checks.scan_folder(root)
+    found = read_layout(root, paths)
+    return Raw(
+        train=ImageFiles(found.train),
+        labels=found.labels,
+        test=ImageFiles(found.test) if found.test else None,
+        test_labels=found.test_labels,
+        files=paths,
+        notes=(*notes, *found.notes),
+    )
 
 
 def tensor_file(path: Path) -> Raw:
@@ -131,23 +133,25 @@ def load_images(
     *,
     data_dir: Path | None = None,
     skip_broken: bool = False,
+    white: int = 0,
     progress: Progress | None = None,
 ) -> Images:
     """Load a source in the shape (C, H, W): from the cache, or decoded, adapted and cached.
 
-    ``progress(done, all)`` is called while images are decoded. ConfigError for a name that does not
-    exist, DataError for missing, broken or too few images.
+    ``white``: the value of white in its files, 0 = the largest of their type. ``progress(done,
+    all)`` is called while images are decoded. ConfigError for a name that does not exist, DataError
+    for missing, broken or too few images.
     """
     name = check_source(spec, data_dir)
     raw = _open(spec, data_dir)
     where = None
     if raw.files:
-        origin = f"{spec}\n{_place(spec, data_dir)}\n{skip_broken}"
+        origin = f"{spec}\n{_place(spec, data_dir)}\n{skip_broken}\n{white}"
         code = file_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
         where = cache.slot(name, shape, origin, raw.files, state="\n".join([code, *raw.notes]))
     if where is not None and (stored := _stored(name, where)) is not None:
         return stored
-    images = assemble(name, raw, shape, skip_broken, progress)
+    images = assemble(name, raw, shape, skip_broken, white=white, progress=progress)
     if where is not None:
         labelled = {f"labels.{k}": v for k, v in images.labels.items() if v is not None}
         facts = {"classes": str(images.classes), "sha256": images.sha256, "note": images.note}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tombola.data import checks
 from tombola.data.adapt import Shape, describe
-from tombola.data.checks import MIN_IMAGES
+from tombola.data.checks import MIN_IMAGES, MOST_CLASSES
 from tombola.data.decode import Adapted, adapt_all
 from tombola.data.given import label_tensor
 from tombola.errors import DataError
@@ -38,7 +38,12 @@ class Images:
     sha256: str
     """The data hash: of the adapted images and labels of all splits."""
     note: str
-    """How the images were adapted, and what was left out."""
+    """How the images were adapted; after a semicolon, what is to be known of them."""
+
+    @property
+    def remarks(self) -> str:
+        """What is to be known of the data before a search begins; empty for nothing."""
+        return self.note.partition("; ")[2]
 
     def first(self, split: str, at_most: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Images of a split and their labels, at most so many of them, in the order of a hash.
@@ -106,13 +111,20 @@ def data_hash(splits: dict[str, Tensor], labels: dict[str, Tensor | None]) -> st
 
 
 def assemble(
-    name: str, raw: Raw, shape: Shape, skip_broken: bool, progress: Progress | None
+    name: str,
+    raw: Raw,
+    shape: Shape,
+    skip_broken: bool = False,
+    *,
+    white: int = 0,
+    progress: Progress | None = None,
 ) -> Images:
     """Decode, adapt and split a source; DataError for broken or too few images, or bad labels."""
+    how: dict[str, Any] = {"skip_broken": skip_broken, "white": white, "progress": progress}
     total = len(raw.train) + (0 if raw.test is None else len(raw.test))
     if total < MIN_IMAGES or (raw.test is not None and len(raw.test) == 0):
         raise checks.too_few(f"data source {name}", total)
-    train = adapt_all(raw.train, shape, skip_broken=skip_broken, progress=progress)
+    train = adapt_all(raw.train, shape, **how)
     tenth = max(1, len(raw.train) // 10)
     validation, judge = raw.sizes or (tenth, tenth if raw.test is None else 0)
     indices = split_indices(len(raw.train), validation, judge)
@@ -121,27 +133,50 @@ def assemble(
     for split, chosen in indices.items():
         kept = _unbroken(chosen, train)
         splits[split], numbers[split] = train.images[kept], _take(labels, kept)
-    adapted = [train]
+    seen = Adapted(torch.empty(0))
+    seen.join(train)
     if raw.test is not None:
-        test = adapt_all(raw.test, shape, skip_broken=skip_broken, progress=progress)
+        test = adapt_all(raw.test, shape, **how)
         kept = _unbroken(torch.arange(len(raw.test)), test)
         test_labels = _labels_of(raw.test_labels, test, f"{name}, test")
         splits["judge"], numbers["judge"] = test.images[kept], _take(test_labels, kept)
-        adapted.append(test)
+        seen.join(test)
     sound = sum(len(part) for part in splits.values())
     if sound < MIN_IMAGES or min(len(part) for part in splits.values()) == 0:
         raise checks.too_few(f"data source {name}, broken images left out,", sound)
-    given = [part for part in numbers.values() if part is not None]
-    notes = [describe(set().union(*(part.sizes for part in adapted)), shape), *raw.notes]
-    if 0 < len(given) < len(SPLITS):
-        notes.append("labels left out: not every split has them")
-    if len(given) < len(SPLITS):
-        given, numbers = [], dict.fromkeys(SPLITS)
-    classes = 1 + max(int(part.max()) for part in given) if given else 0
-    broken = sum(len(part.broken) for part in adapted)
-    notes += [f"{broken} broken images skipped"] if broken else []
+    numbers, classes, said = _number_classes(name, numbers)
+    broken = len(train.broken) + (len(test.broken) if raw.test is not None else 0)
+    notes = [describe(seen.sizes, shape), *raw.notes, said, seen.range_note]
+    notes.append(f"{broken} broken images skipped" if broken else "")
     digest = data_hash(splits, numbers)
-    return Images(name, splits, numbers, classes, digest, "; ".join(notes))
+    return Images(name, splits, numbers, classes, digest, "; ".join(filter(None, notes)))
+
+
+def _number_classes(
+    name: str, labels: dict[str, Tensor | None]
+) -> tuple[dict[str, Tensor | None], int, str]:
+    """(labels below K, K = the number of classes or 0 without labels, what is to be known).
+
+    Labels that are too large to number classes are ids, such as of persons: they are numbered in
+    their order. DataError for more than MOST_CLASSES.
+    """
+    given = [part for part in labels.values() if part is not None]
+    if len(given) < len(SPLITS):
+        said = "labels left out: not every split has them" if given else ""
+        return dict.fromkeys(SPLITS), 0, said
+    every = torch.cat(given)
+    classes, said = 1 + int(every.max()), ""
+    if classes > min(len(every), MOST_CLASSES):
+        values = torch.unique(every)
+        classes, said = len(values), f"labels are ids, taken for {len(values)} classes"
+        labels = {k: None if v is None else torch.searchsorted(values, v)
+                  for k, v in labels.items()}  # fmt: skip
+    if classes > MOST_CLASSES:
+        raise DataError(
+            f"data source {name} has labels of {classes:,} kinds; at most {MOST_CLASSES:,} classes "
+            "can be told apart: group them, or give images without labels"
+        )
+    return labels, classes, said
 
 
 def _unbroken(indices: Tensor, part: Adapted) -> Tensor:

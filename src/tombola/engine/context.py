@@ -29,6 +29,7 @@ class Context:
     data_dir: str | None
     skip_broken: bool
     device: str
+    white: int = 0
     keep_steps: tuple[int, ...] = ()
     """Steps whose whole state the dense run keeps: the rewind points known at the time."""
     tasks: Mapping[str, str] | None = None
@@ -54,7 +55,7 @@ class Context:
         """
         channels, height, width = data["shape"]
         shape = (channels, height, width)
-        images = _images(self.data, shape, self.data_dir, self.skip_broken)
+        images = _images(self.data, shape, self.data_dir, self.skip_broken, self.white)
         if images.sha256 != data["sha256"]:
             raise DataError(
                 f"data source {self.data} has other images now than when the search began "
@@ -87,8 +88,11 @@ def unchanged(spec: str, named: Mapping[str, Any]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _images(spec: str, shape: tuple[int, int, int], data_dir: str | None, skip: bool) -> Images:
-    return load_images(spec, shape, data_dir=Path(data_dir) if data_dir else None, skip_broken=skip)
+def _images(
+    spec: str, shape: tuple[int, int, int], data_dir: str | None, skip: bool, white: int
+) -> Images:
+    folder = Path(data_dir) if data_dir else None
+    return load_images(spec, shape, data_dir=folder, skip_broken=skip, white=white)
 
 
 def diverged(context: Context, *names: str) -> bool:

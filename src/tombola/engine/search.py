@@ -176,6 +176,8 @@ def carry_graph(
     """
     store.folder.mkdir(exist_ok=True)
     progress = meanwhile.progress
+    if setting.images.remarks:
+        progress.note(f"{setting.images.name}: {setting.images.remarks}")
     before &= store.finished()
     todo = plan.graph.missing(store.finished())
     progress.begin(sum(node.steps for node in todo), len(todo))
@@ -234,6 +236,7 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
         "data": config.data.name,
         "data_dir": str(request.data_dir) if request.data_dir else None,
         "skip_broken": config.data.skip_broken,
+        "white": config.data.white,
         "device": config.run.device,
         "keep_steps": sorted({setting.rewind_step(r) for r in config.search.rewind}),
         "inputs": {

@@ -14,9 +14,9 @@ from tombola.errors import ConfigError, unknown
 from tombola.limits import ascending, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.modules import Modules
-from tombola.recipes.setting import MAX_STEPS, split_networks
+from tombola.recipes.setting import MAX_STEPS
 from tombola.sparsity.masks import prunable
-from tombola.values import decimal_fraction
+from tombola.values import decimal_fraction, split_networks
 
 
 @dataclass(frozen=True, kw_only=True)

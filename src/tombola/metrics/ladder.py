@@ -29,6 +29,8 @@ FLOOR_SHARE = 0.1
 """Clean judge images may be at most this share of the weakest top rung away from training."""
 MAX_DROPPED = 20
 """At most so many classes are left out one by one."""
+LEAST_DROPPED = 5
+"""Judge images that a class must have to be left out: fewer are lost among the others' chance."""
 
 NOISE = (0.1, 0.2, 0.4)
 """Standard deviation of Gaussian noise, as a share of the range of pixel values."""
@@ -76,7 +78,8 @@ def climb(
     """Distances of every rung: ``floor``, ``rungs`` by corruption and ``dropped`` by class.
 
     ``sampling_floor`` is what two samples of the training images are apart, ``thinned`` the
-    distance when as many images as the class has are left out at random.
+    distance when as many images as the class has are left out at random. Classes of fewer judge
+    images than LEAST_DROPPED are left in, and counted.
     """
     train, _ = judge.features(train_images[:MAX_TRAIN_IMAGES], probabilities=False)
     images = judge_images[:MAX_JUDGE_IMAGES]
@@ -92,12 +95,14 @@ def climb(
             distance(judge.features(corrupt(images, strength), probabilities=False)[0])
             for strength in strengths
         ]
-    dropped, thinned = {}, {}
+    dropped, thinned, few = {}, {}, 0
     if judge_labels is not None:
         labels = judge_labels[: len(images)].numpy()
+        values, counts = np.unique(labels, return_counts=True)
+        few = int((counts < LEAST_DROPPED).sum())
         # the same number of images left out at random: what the smaller sample alone does
         order = torch.randperm(len(images), generator=rng(0, "ladder-thinned")).numpy()
-        for label in np.unique(labels)[:MAX_DROPPED]:
+        for label in values[counts >= LEAST_DROPPED][:MAX_DROPPED]:
             others = labels != label
             if np.count_nonzero(others) >= 2:
                 dropped[str(label)] = distance(clean[others])
@@ -109,6 +114,7 @@ def climb(
         "strengths": {name: list(strengths) for name, (_, strengths) in CORRUPTIONS.items()},
         "dropped": dropped,
         "thinned": thinned,
+        **({"classes_too_small_to_drop": few} if few else {}),
         "train_images": len(train),
         "judge_images": len(images),
     }

@@ -9,6 +9,9 @@ no pairs where features have few dimensions, for its kernel is a cubic form:
 
 so it is of 50,000 samples at the price of a few thousand. What concerns the real images alone is
 computed once.
+
+Balls are closed: what lies on the surface is inside, so that repeated images, whose balls may have
+no width at all, are found by their likes.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ MOST_DIMENSIONS = 128
 """Up to so many KID is taken by moments, T being (129^2, 129) then; beyond, from all pairs."""
 BLOCK_VECTORS = 256
 """Vectors whose products b b are held together."""
+ROUNDING = 1e-12
+"""What inner products of equal vectors may be off, as a share: well below float32's square."""
 
 
 class Cloud:
@@ -48,7 +53,8 @@ class Cloud:
         if not np.isfinite(self.vectors).all():
             raise DataError("features hold nan or infinite values; judge finite images only")
         self.neighbours = neighbours
-        self.squares = np.einsum("ij,ij->i", self.vectors, self.vectors)
+        # less what rounding may add, so that equal vectors are nowhere more than 0 apart
+        self.squares = (1 - ROUNDING) * np.einsum("ij,ij->i", self.vectors, self.vectors)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -71,7 +77,9 @@ class Cloud:
             distances = exact.astype(np.float32)
             distances[diagonal, diagonal + rows.start] = np.inf
             distances.partition(self.neighbours - 1, axis=1)
-            radii[rows] = distances[:, self.neighbours - 1]
+            reach = distances[:, self.neighbours - 1].clip(min=0)
+            # a float32 up, so that the neighbour that makes the ball is in it
+            radii[rows] = reach * (1 + np.finfo(np.float32).eps)
         return radii
 
     @cached_property
@@ -131,10 +139,10 @@ def compare(reals: Cloud, fakes: Cloud) -> dict[str, float]:
     depth = np.zeros(len(fakes), np.int64)
     for rows, products in _products(fakes, reals):
         distances = _distances(products, fakes.squares[rows], reals.squares)
-        inside = distances < real_radii
+        inside = distances <= real_radii
         depth[rows] = inside.sum(1)
         covered |= inside.any(0)
-        recalled |= (distances < fake_radii[rows, None]).any(0)
+        recalled |= (distances <= fake_radii[rows, None]).any(0)
     return found | {
         "precision": float((depth > 0).mean()),
         "recall": float(recalled.mean()),

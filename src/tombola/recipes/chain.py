@@ -11,11 +11,12 @@ from tombola.config import AT_INIT, LEAST_DRAW_EPOCHS
 from tombola.learned_config import LEARNED
 from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
 from tombola.recipes.learned import search_config, search_steps, steps_before
-from tombola.recipes.setting import Setting, split_networks
+from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Thin
 from tombola.registry import file_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 from tombola.sparsity.earlybird import LOOK_BACK
+from tombola.values import split_networks
 
 OPPONENTS = ("thin-parameters", "dense-long")
 VERSIONS = {"synflow": 2, "thin-flops": 2}

@@ -28,7 +28,7 @@ from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Networks, Shape, Task
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer
-from tombola.values import parse_rewind, percent_of
+from tombola.values import parse_rewind, percent_of, split_networks
 
 MAX_STEPS, MAX_BATCH = 1_000_000_000, 1_000_000
 """Longer trainings and larger batches are a slip of the hand."""
@@ -224,7 +224,11 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
     channels = native_channels(config.data.name, data_dir)
     shape = task.image_shape(channels)
     images = load_images(
-        config.data.name, shape, data_dir=data_dir, skip_broken=config.data.skip_broken
+        config.data.name,
+        shape,
+        data_dir=data_dir,
+        skip_broken=config.data.skip_broken,
+        white=config.data.white,
     )
     networks, work = try_task(task, shape)
     if "early-bird" in config.search.method:
@@ -272,11 +276,6 @@ def _check_arms(setting: Setting) -> None:
         raise ConfigError(
             f"rewind {','.join(config.search.rewind)} names one step twice; give each step once"
         )
-
-
-def split_networks(text: str) -> tuple[str, ...]:
-    """``generator,discriminator`` or ``generator+discriminator`` -> names."""
-    return tuple(part.strip() for part in text.replace("+", ",").split(",") if part.strip())
 
 
 def training_steps(config: Config, length: Mapping[str, Any], epoch_steps: int) -> int:

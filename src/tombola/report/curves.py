@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ ARMS = (
 """Known arms in the order in which they are shown; others follow by name."""
 
 
+MOST_NAME_BYTES = 240
+"""A file's name takes 255 bytes; some are for its kind."""
 PART = re.compile(r".+-error|class-[0-9]+")
 """Metrics that are part of another number."""
 
@@ -133,7 +136,16 @@ def folder_of(search: Drawn, several_precisions: bool = False) -> str:
     end = f"-{search.precision}" if several_precisions else ""
     networks = search.networks.replace(",", "+")
     where = f"r{search.rewind_steps or 0}" if search.compress is None else f"c{search.compress:g}"
-    return f"{search.method}-{networks}-{where}{end}"
+    return file_name(f"{search.method}-{networks}-{where}{end}")
+
+
+def file_name(text: str) -> str:
+    """A name for one file or folder, whatever words it is made of: nowhere else, and not too long.
+
+    What a search writes comes back as it is.
+    """
+    name = re.sub(r"[/\\\0]", "-", text)
+    return name if len(os.fsencode(name)) <= MOST_NAME_BYTES else name[:40]
 
 
 def label_of(search: Drawn, searches: Sequence[Drawn]) -> str:

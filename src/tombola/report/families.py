@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tombola.report.curves import DENSE, Curve, Drawn, Point, folder_of, key_of
+from tombola.report.curves import DENSE, Curve, Drawn, Point, file_name, folder_of, key_of
 from tombola.report.pictures import Gallery, Level
 from tombola.runs.results import KeyColumns
 
@@ -36,7 +36,7 @@ class Family(NamedTuple):
         if len(self.members) == 1:
             return folder_of(self.key, several_precisions)
         words = (self.key.method, self.key.networks.replace(",", "+"))
-        return "-".join((*words, *([self.key.precision] if several_precisions else [])))
+        return file_name("-".join((*words, *([self.key.precision] if several_precisions else []))))
 
 
 def families_of(searches: Iterable[Drawn]) -> list[Family]:

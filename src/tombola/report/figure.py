@@ -36,7 +36,12 @@ ACROSS = 4
 """Images in a line of a cell."""
 DOTS_PER_INCH = 200
 _CELL_INCHES = 1.15
-_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "tombola", "font.size": 8}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tombola",
+    "font.size": 8,
+    "text.parse_math": False,
+}
 
 
 def write_figure(

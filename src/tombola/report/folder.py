@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tombola.atomic import write_atomic
-from tombola.errors import ConfigError
+from tombola.errors import ConfigError, DataError
+from tombola.report import shapes
 from tombola.runs.results import (
     DIVERGED,
     CostRow,
@@ -20,6 +22,13 @@ from tombola.runs.results import (
     read_results,
 )
 
+R = TypeVar("R", bound=KeyColumns)
+MOST_BYTES = 1 << 26
+"""Of a file that is read: a search of 50,000 trainings writes less."""
+MOST_WRITTEN_BYTES = 1 << 24
+"""Of a page or picture: those of a large search take a quarter of it."""
+MOST_CHARACTERS = 40_000
+"""Of a text in config.json, which may tell a long command."""
 _NEEDED = ("config.json", "results.csv", "summary.json")
 
 
@@ -49,13 +58,34 @@ def read_folder(out: Path) -> Folder:
         raise ConfigError(
             f"{str(out)!r} {what}; give the directory that tombola find or train wrote"
         )
+    costs = [out / "costs.csv"] if (out / "costs.csv").is_file() else []
+    for path in (*(out / name for name in _NEEDED), *costs):
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise _unfit(path, f"it has {size:,} bytes; at most {MOST_BYTES:,} are read")
     return Folder(
         out=out,
-        config=_read_json(out / "config.json"),
-        summary=_read_json(out / "summary.json"),
-        rows=read_results(out / "results.csv"),
-        costs=read_costs(out / "costs.csv") if (out / "costs.csv").is_file() else [],
+        config=_read_json(out / "config.json", shapes.CONFIG, MOST_CHARACTERS),
+        summary=_read_json(out / "summary.json", shapes.SUMMARY),
+        rows=_checked(out / "results.csv", read_results),
+        costs=[row for path in costs for row in _checked(path, read_costs)],
     )
+
+
+def _unfit(path: Path, why: object) -> DataError:
+    return DataError(
+        f"{path} is not as a search writes it: {why}; run the search's command again to write it "
+        "anew"
+    )
+
+
+def _checked(path: Path, read: Callable[[Path], list[R]]) -> list[R]:
+    """The rows of a table; DataError for what no search measures."""
+    rows = read(path)
+    try:
+        shapes.check_rows(rows)
+    except shapes.UnfitError as error:
+        raise _unfit(path, error) from error
+    return rows
 
 
 def ended(folder: Folder) -> Folder:
@@ -68,10 +98,12 @@ def ended(folder: Folder) -> Folder:
     return replace(folder, costs=own)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(
+    path: Path, shape: shapes.Shape, most_characters: int = shapes.MOST_CHARACTERS
+) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"cannot read {path}: {error}; run the search's command again to write it anew"
         ) from error
@@ -80,14 +112,25 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(value).__name__}, not an object; "
             "run the search's command again to write it anew"
         )
+    try:
+        shapes.check_amount(value, most_characters)
+        shape(value, path.name)
+    except shapes.UnfitError as error:
+        raise _unfit(path, error) from error
     return value
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; ConfigError if the directory does not take it.
 
-    A full disk is no fault of the directory: OSError, as when any other file is written.
+    A full disk is no fault of the directory: OSError, as when any other file is written. DataError
+    for a page or picture that is larger than any of a search.
     """
+    if len(content) > MOST_WRITTEN_BYTES:
+        raise DataError(
+            f"{path} would have {len(content):,} bytes, more than {MOST_WRITTEN_BYTES:,}: the "
+            "files that it is made from tell more than a search writes"
+        )
     try:
         write_atomic(path, content)
     except OSError as error:

@@ -57,11 +57,13 @@ def gallery_of(out: Path, search: Drawn, several_precisions: bool = False) -> Ga
     found: dict[tuple[str, int], Picture] = {}
     unreadable = []
     for folder in dict.fromkeys((root, own)):
+        if folder.is_symlink():  # to pictures elsewhere
+            continue
         for path in sorted(folder.glob("*.png")):
             named = _NAME.fullmatch(path.name)
             arm = named["arm"] if named else path.stem
             level = int(named["round"]) if named else 0
-            if path.is_symlink() or (folder == root != own and level):
+            if path.is_symlink() or not path.is_file() or (folder == root != own and level):
                 continue
             picture = _open(path, arm, level)
             if picture is None:

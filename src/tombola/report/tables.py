@@ -284,7 +284,8 @@ def classes_of(rows: Iterable[Row], searches: Sequence[Drawn], focus: int) -> Ta
     """Which classes samples are of: the share of each, dense and at one level, over the seeds."""
     shares: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
-        if row.round == level_of(row, focus) and row.metric.startswith("class-"):
+        number_of = row.metric.removeprefix("class-")
+        if row.round == level_of(row, focus) and number_of != row.metric and number_of.isdecimal():
             label = "" if row.arm == DENSE else label_of(key_of(row), searches)
             shares.setdefault((row.arm, label), {}).setdefault(row.metric, []).append(row.value)
     if not shares:
