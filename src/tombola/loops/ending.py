@@ -15,7 +15,7 @@ from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
 from tombola.loops.clock import Clock
-from tombola.loops.measured import Measured, save_images, surroundings
+from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
 from tombola.sparsity.hold import Hold
@@ -111,6 +111,7 @@ class Ending:
                 "diverged": clock.steps if why else None,
                 "why": why,
                 "shape": list(shape),
+                "judged": judged_by(clock),
                 **surroundings(training.networks),
                 **self.measured.told(),
             },

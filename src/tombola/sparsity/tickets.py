@@ -28,6 +28,7 @@ from tombola.sparsity.container import (
     verify_file,
     write_file,
 )
+from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.layout import (
     MANIFEST_KEYS,
@@ -110,33 +111,45 @@ class Ticket:
     def enforce(self, networks: Mapping[str, nn.Module], optimizers: Optimizers) -> Iterator[Hold]:
         """Hold the masks inside the ``with``: at once, and after each step of the optimizers.
 
+        Gradients of pruned weights are zero, and so are the weights in every closure and call.
         A channel ticket's channels are zeroed with all that belongs to them.
         Moments that an optimizer already has are zeroed at pruned positions. Hooks are removed at
         the end, also after an exception. TicketError if a mask fits no parameter, ConfigError for
-        what is no optimizer.
+        what is no optimizer, and for a layer in whose product a pruned weight is not zero.
         """
         networks, several = networks_of(networks), _as_list(optimizers)
-        hold = Hold(networks, self.held(networks))
-        hold.apply()
+        masks = self.held(networks)
+        hold, guard = Hold(networks, masks), Guard(networks, masks)
+        guard.fit(hold)
+        guard.apply(hold)
         for optimizer in several:
             hold.mask_optimizer(optimizer)
+            guard.watch(optimizer, hold)
 
         leaves = [p for module in networks.values() for p in plain_parameters(module).values()]
         parts: dict[int, tuple[list[int], Hold]] = {}
 
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            return guard.held(part_of(optimizer), args, kwargs)
+
+        def part_of(optimizer: Optimizer) -> Hold:
             # Nothing that another one steps: a graph through those weights may still be open.
             sizes = [len(group["params"]) for each in several for group in each.param_groups]
             if parts.get(id(optimizer), ([], hold))[0] != sizes:
                 others = set().union(*(_ids(o) for o in several if o is not optimizer))
                 others -= _ids(optimizer)
                 parts[id(optimizer)] = sizes, hold.part(p for p in leaves if id(p) not in others)
-            parts[id(optimizer)][1].apply()
+            return parts[id(optimizer)][1]
 
-        hooks = [optimizer.register_step_post_hook(after_step) for optimizer in several]
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            guard.apply(part_of(optimizer))
+
+        hooks = [optimizer.register_step_pre_hook(before_step) for optimizer in several]
+        hooks += [optimizer.register_step_post_hook(after_step) for optimizer in several]
         try:
             yield hold
         finally:
+            guard.close()
             for hook in hooks:
                 hook.remove()
 
