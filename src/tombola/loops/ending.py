@@ -84,9 +84,7 @@ class Ending:
             return
         Hold(training.networks, training.masks or {}).mask_state(training.averaged)
         state = self.state(training)
-        bad = [
-            k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())
-        ]
+        bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
         started = time.perf_counter()
         shape: tuple[int, ...] = ()
         if not bad:

@@ -40,8 +40,21 @@ from tombola.sparsity.layout import (
     unsound,
 )
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.names import load_plain_state, networks_of, plain_parameters, plain_state
-from tombola.sparsity.tensorfile import load_tensors, read_tensor, save_tensors, to_raw
+from tombola.sparsity.names import (
+    kind_of,
+    load_plain_state,
+    networks_of,
+    plain_parameters,
+    plain_state,
+)
+from tombola.sparsity.tensorfile import (
+    load_tensors,
+    read_tensor,
+    save_tensors,
+    to_raw,
+    with_complex,
+    without_complex,
+)
 
 __all__ = [
     "Model",
@@ -327,7 +340,7 @@ def _check_fit(network: str, state: Mapping[str, Tensor], weights: Weights) -> N
                 f"tensor {key!r} is {list(weights[key].shape)} in the file, but "
                 f"{list(own[key].shape)} in the network; give a network of that size"
             )
-        if own[key].is_floating_point() != weights[key].is_floating_point():
+        if kind_of(own[key]) != kind_of(weights[key]):
             raise TicketError(
                 f"tensor {key!r} is {weights[key].dtype} in the file, but {own[key].dtype} in the "
                 "network; give the network it is for"
@@ -339,7 +352,7 @@ def _filled(manifest: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     return {
         "networks": list(dict.fromkeys(key.partition(".")[0] for key in weights)),
         "created_with": _versions(),
-        **manifest,
+        **with_complex(manifest, weights),
         "shapes": {key: list(weight.shape) for key, weight in weights.items()},
     }
 
@@ -358,7 +371,7 @@ def _ticket(source: Source) -> Ticket:
     masks: Masks = {}
     weights: Weights = {}
     for key, shape in header.shapes.items():
-        stored = read_tensor(source, f"weight.{key}")
+        stored = read_tensor(source, f"weight.{key}", key)
         if f"mask.{key}" in header.entries:
             packed = read_tensor(source, f"mask.{key}").numpy()
             mask = torch.from_numpy(np.unpackbits(packed, count=numel(shape)).view(np.bool_))
@@ -366,12 +379,13 @@ def _ticket(source: Source) -> Ticket:
             dense[mask] = stored
             masks[key], stored = mask.reshape(shape), dense.reshape(shape)
         weights[key] = stored
-    return Ticket(masks, weights, header.manifest)
+    return Ticket(masks, weights, without_complex(header.manifest))
 
 
 def _model(source: Source) -> Model:
     source.check()
     keys = source.header.shapes
     return Model(
-        {key: read_tensor(source, f"weight.{key}") for key in keys}, source.header.manifest
+        {key: read_tensor(source, f"weight.{key}", key) for key in keys},
+        without_complex(source.header.manifest),
     )
