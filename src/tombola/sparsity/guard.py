@@ -47,6 +47,11 @@ class Guard:
         for _, layer, _ in self._look.waiting.values():
             self._hook(layer)
 
+    @property
+    def looks(self) -> bool:
+        """Whether a layer is to be looked at when it is first called."""
+        return bool(self._look.waiting)
+
     def fit(self, hold: Hold) -> None:
         """From now on keep these masks."""
         self._masks = {id(leaf): (leaf, mask) for leaf, mask in hold.pairs()}

@@ -79,6 +79,12 @@ class Hold:
         if self._leaves:
             torch._foreach_mul_(self._leaves, self._masks)
 
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned weights: for an optimizer that looks at all of them."""
+        for leaf, mask in self.pairs():
+            if leaf.grad is not None:
+                leaf.grad.mul_(mask)
+
     @torch.no_grad()
     def mask_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero an optimizer's moments (all state of a parameter's shape) at pruned positions."""
