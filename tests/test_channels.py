@@ -18,7 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from helpers import stir
 from tombola.errors import ConfigError
-from tombola.sparsity.channels import Group, channel_groups
+from tombola.sparsity import tracing
+from tombola.sparsity.channels import TOO_FAR, Group, channel_groups
 from tombola.sparsity.cutting import Cut, copied, floating_tensors, shrink
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.proof import prove
@@ -728,3 +729,52 @@ def test_a_group_of_a_table_alone_is_ranked_by_its_columns() -> None:
     _, _, groups = made("table of labels")
     table = next(group for group in groups if group.name == "n.e")
     assert [(p.tensor, p.dim) for p in table.filters] == [("n.e.weight", 1)]
+
+
+class Modulated(nn.Module):
+    """StyleGAN2's convolution: its weight is scaled by a style, the batch folded into groups."""
+
+    def __init__(self, n: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(1, outputs, n, 3, 3)), nn.Linear(4, n)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        b, n, h, w = x.shape
+        weight = self.weight * self.style(z).view(b, 1, n, 1, 1)
+        weight = weight * (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        made = F.conv2d(x.reshape(1, b * n, h, w), weight.flatten(0, 1), None, 1, 1, 1, b)
+        return made.view(b, -1, h, w)
+
+
+def test_weights_made_of_activations_are_left_by_name_not_followed_without_end(monkeypatch) -> None:
+    def forward(s: Net, z: Tensor) -> Tensor:
+        w = s.map(z)
+        x = s.const.expand(len(z), -1, -1, -1)
+        return s.c(F.leaky_relu(s.b(F.leaky_relu(s.a(x, w), 0.2), w), 0.2), w)
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(tracing, "MOST_PLACES", 1 << 13)
+    network = Net(
+        forward,
+        map=seq(nn.Linear(4, 8), ReLU(), nn.Linear(8, 4)),
+        const=nn.Parameter(torch.randn(1, 16, 4, 4)),
+        a=Modulated(16, 16),
+        b=Modulated(16, 16),
+        c=Modulated(16, 3),
+    )
+    groups = channel_groups("n", network, (torch.zeros(2, 4),))
+    assert [group.name for group in groups if not group.reason] == ["n.map.0", "n.map.2"]
+    left = {group.name: group.reason for group in groups if group.reason == TOO_FAR}
+    assert left.keys() == {"n.a.style", "n.b.style", "n.c.style"}
+
+
+def test_the_places_that_are_followed_are_counted_for_each_layer_anew(monkeypatch) -> None:
+    layers = [nn.Linear(4, 3), ReLU(), nn.Linear(3, 32), nn.Unflatten(1, (2, 4, 4)), conv(2, 3)]
+    network = seq(*layers, ReLU(), nn.Flatten(), nn.Linear(48, 5), ReLU(), nn.Linear(5, 2))
+    reasons = [group.reason for group in channel_groups("n", network, (torch.zeros(2, 4),))]
+    assert reasons.count(TOO_FAR) == 0
+    monkeypatch.setattr(tracing, "MOST_PLACES", 40)
+    monkeypatch.setattr(tracing, "FEWEST_PLACES", 1)
+    groups = channel_groups("n", network, (torch.zeros(2, 4),))
+    assert [g.name for g in groups if g.reason == TOO_FAR] == ["n.2", "n.4"]
+    assert [g.name for g in groups if not g.reason] == ["n.0", "n.7"]

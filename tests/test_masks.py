@@ -198,8 +198,6 @@ def test_prunable_refusals() -> None:
         prunable({"bare": networks["bare"]})
     with pytest.raises(ConfigError, match="no weight is left"):
         prunable({"g": nn.Linear(2, 2)}, exclude=["first"])
-    with pytest.raises(ConfigError, match=r"'g\.0\.weight' is computed from several"):
-        prunable({"g": nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))})
     with pytest.raises(ConfigError, match=r"'g\.0\.weight' has no shape yet"):
         prunable({"g": nn.Sequential(nn.LazyLinear(2))})
 

@@ -18,7 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from helpers import strip_checksum
 from tombola.errors import ConfigError, TicketError
 from tombola.sparsity import container, tensorfile, tickets
-from tombola.sparsity.names import plain_state
+from tombola.sparsity.inspection import describe
+from tombola.sparsity.names import load_plain_state, plain_state
 from tombola.sparsity.tickets import Model, Ticket
 
 CONTRACT = {
@@ -243,8 +244,67 @@ def test_checkpoints_keep_every_dtype_with_and_without_checksum(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x40")
     with pytest.raises(TicketError, match="checksum does not agree"):
         tickets.load_tensors(path)
-    with pytest.raises(TicketError, match=r"complex64 cannot be stored"):
-        tickets.save_tensors(path, {"z": torch.zeros(1, dtype=torch.complex64)}, {})
+    with pytest.raises(TicketError, match=r"float8_e5m2 cannot be stored"):
+        tickets.save_tensors(path, {"z": torch.zeros(1, dtype=torch.float8_e5m2)}, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128])
+def test_complex_buffers_are_kept_as_pairs_of_real_numbers(tmp_path, dtype):
+    turn = torch.polar(torch.ones(2, 3), torch.arange(6.0).reshape(2, 3)).to(dtype)
+    ticket = small_ticket()
+    name = f"{next(iter(ticket.weights)).partition('.')[0]}.turn"
+    weights = {**ticket.weights, name: turn.conj() if dtype == torch.complex64 else turn}
+    wanted = weights[name].resolve_conj()
+    ticket = tickets.Ticket(ticket.masks, weights, ticket.manifest)
+    tickets.save_ticket(tmp_path / "t", ticket)
+    tickets.save_model(tmp_path / "m", weights, {})
+    tickets.save_tensors(tmp_path / "c", {name: weights[name]}, {"step": 1})
+    for file in "tmc":
+        assert container.read_manifest(tmp_path / file)["complex"] == [name]
+    made = [tickets.load(tmp_path / file) for file in "tm"]
+    assert all(each.manifest["shapes"][name] == [2, 3] for each in made)
+    kept, manifest = tickets.load_tensors(tmp_path / "c")
+    assert manifest == {"step": 1}
+    for found in (*(each.weights[name] for each in made), kept[name]):
+        assert found.dtype == dtype
+        assert torch.equal(torch.view_as_real(found), torch.view_as_real(wanted))
+    assert "complex" not in made[0].manifest
+    assert name not in [layer["name"] for layer in describe(tmp_path / "m")["layers"]]
+    real = tickets.Ticket(ticket.masks, {**weights, name: torch.ones(2, 3)}, made[0].manifest)
+    tickets.save_ticket(tmp_path / "t", real)
+    assert "complex" not in container.read_manifest(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("a.w", "the manifest's complex is a.w, not a list of names"),
+        ([3], "not a list of names"),
+        (["a.w"], r"tensor a\.w: F32 \[3\] cannot be the pairs"),
+        (["a.i"], r"tensor a\.i: I64 \[2\] cannot be the pairs"),
+    ],
+)
+def test_what_can_be_no_pairs_is_refused(tmp_path, names, words):
+    tensors = {"a.w": torch.ones(3), "a.i": torch.ones(2, dtype=torch.int64)}
+    raws = {name: tensorfile.to_raw(tensor) for name, tensor in tensors.items()}
+    manifest = {"complex": names}
+    container.write_file(tmp_path / "c", raws, manifest, format="tombola.checkpoint/1")
+    with pytest.raises(TicketError, match=words):
+        tickets.load_tensors(tmp_path / "c")
+    raws = {f"weight.{name}": raw for name, raw in raws.items()}
+    manifest["shapes"] = {name: list(t.shape) for name, t in tensors.items()}
+    with pytest.raises(TicketError, match=words.replace("tensor a", "tensor weight.a")):
+        container.write_file(tmp_path / "m", raws, manifest, format="tombola.model/1")
+
+
+def test_a_complex_state_is_loaded_into_complex_buffers_alone():
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("turn", torch.ones(3, dtype=torch.complex64))
+    state = plain_state(network)
+    load_plain_state(network, {**state, "turn": 2j * torch.ones(3)})
+    assert torch.equal(network.turn, 2j * torch.ones(3))
+    with pytest.raises(TicketError, match=r"'turn' is torch\.int64"):
+        load_plain_state(network, {**state, "turn": torch.ones(3).long()})
 
 
 @pytest.mark.parametrize("kind", ["ticket", "compact"])

@@ -304,17 +304,20 @@ def _sliced(
     found = {}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
-        if kind != "optimizer":
+        if kind in ("network", "average"):
             found[name] = away.apply(rest, value)
             continue
-        turn, index, key = rest.split(".", 2)
-        parameter = learners[turn][int(index)]
+        turn, index, *key = rest.split(".", 2)
+        owned = kind == "optimizer" and turn in learners and index.isdecimal()
+        parameter = learners[turn][int(index)] if owned else "all weights"
         try:
+            if value.dim() and not owned:  # of a group, or of an optimizer that it wraps
+                raise IndexError
             found[name] = away.apply(parameter, value) if value.dim() else value
         except (IndexError, RuntimeError) as error:
             raise ConfigError(
-                f"the optimizer keeps {key!r} of {parameter} in shape {list(value.shape)}, which "
-                "cannot be cut with it; use Adam, SGD or RMSprop"
+                f"the optimizer keeps {'.'.join(key) or index!r} of {parameter} in shape "
+                f"{list(value.shape)}, which cannot be cut with it; use Adam, SGD or RMSprop"
             ) from error
     return found
 

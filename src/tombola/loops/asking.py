@@ -58,7 +58,12 @@ def request_of(config: Config, words: Sequence[str], out: Path | None, command: 
         seeds=search.seeds,
         controls=search.controls,
         steps=config.train.steps,
-        asked={"words": list(words), "files": _files(words)},
+        asked={
+            "words": list(words),
+            "files": _files(words),
+            # Not in the names of searches that leave nothing out.
+            **({"exclude": list(prune.exclude)} if prune.exclude else {}),
+        },
         command=command,
     )
     request = Request(words=tuple(words), facts=facts, out=out or Path("runs") / f"{task}-imp")
@@ -87,7 +92,7 @@ def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
             "controls": list(facts.controls),
             "seeds": facts.seeds,
         },
-        "prune": {"networks": facts.networks},
+        "prune": {"networks": facts.networks, "exclude": facts.asked.get("exclude", [])},
         "train": {"steps": facts.steps},
         "script": {"words": list(request.words)},
     }

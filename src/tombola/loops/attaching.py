@@ -194,7 +194,7 @@ class _Work:
     def begin(self, optimizers: list[Any], counted: str | None) -> None:
         """Put start weights and masks in place and begin to watch."""
         order = self.order
-        pool = prunable(self.networks, order.prune)
+        pool = prunable(self.networks, order.prune, order.exclude)
         self.ending.prunable = {name: leaf.numel() for name, leaf in pool.items()}
         if order.start != "own":
             ticket = load_ticket(self.part / TICKET)
@@ -211,6 +211,7 @@ class _Work:
             rewind_steps=order.rewind_steps if order.start == "own" else None,
             total_steps=order.steps or None,
             optimizers=optimizers,
+            pruned=pool,
         )
         self.clock.start()
         if order.start != "own":
@@ -320,7 +321,10 @@ class _Work:
         # A process of multiprocessing comes here while its error is on the way up.
         rising = sys.exc_info()[1]
         failed = rising is not None and not (isinstance(rising, SystemExit) and not rising.code)
-        if failed or getattr(sys, "last_value", None) is not self._last_error:
+        last = getattr(sys, "last_value", None)
+        if failed or last is not self._last_error:
+            if isinstance(error := rising or last, UserError):  # ours, raised within the loop
+                orders.write_fault(self.part, str(error))
             self.clock.close()
             self.save()
             return

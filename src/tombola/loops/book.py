@@ -163,6 +163,8 @@ class Round:
     """Channels, height and width of its images; empty without any."""
     log: Sequence[Mapping[str, Any]] = ()
     """Rows with a ``step``: what was measured on the way."""
+    judged: str = ""
+    """What was judged, where it is not what the last step left; kept only then."""
 
 
 class Book:
@@ -219,7 +221,8 @@ class Book:
         self.store.begin(name)
         # As lists: JSON's objects are sorted, and ties among scores go by the order of the pool.
         told = {key: list(getattr(self.facts, key).items()) for key in ("parameters", "prunable")}
-        self.store.commit(name, {"round": dataclasses.asdict(made), **told})
+        kept = {k: v for k, v in dataclasses.asdict(made).items() if v or k != "judged"}
+        self.store.commit(name, {"round": kept, **told})
 
     def learn(self, parameters: Mapping[str, int], prunable: Mapping[str, int]) -> None:
         """Take in what the training's networks are; ConfigError if a level would keep no weight."""

@@ -9,11 +9,9 @@ perhaps several times (n_critic).
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import (
     Optimizer,
@@ -22,6 +20,8 @@ from torch.optim.optimizer import (
 )
 
 from tombola.errors import ConfigError, unknown
+from tombola.loops.met import Met, parameters_of, size_of
+from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters
@@ -97,8 +97,10 @@ class Clock:
     one, rounds are. ``rewind_steps``: ``snapshot`` gets the weights and buffers of all networks at
     the end of the round in which the count reaches it; 0 = at the start. ``total_steps``:
     ``final`` gets them at the end of the round that reaches it, the loop is stopped if it begins
-    another, and the networks are left in that state. ``optimizers``: objects with ``step()`` that
-    are no torch optimizers.
+    another, and the networks are left in that state; what ends by itself is left as it ended, with
+    the evaluation weights of optimizers that have ``eval()`` and ``train()``. ``optimizers``:
+    objects with ``step()`` that are no torch optimizers. ``pruned``: the weights that are or will
+    be pruned, whose layers are looked at when they are first called.
 
     A skipped step of a gradient scaler is none; of accumulated gradients only the optimizer's
     steps count. ConfigError for an unknown network, also from within the loop if a network that
@@ -114,6 +116,7 @@ class Clock:
         rewind_steps: int | None = None,
         total_steps: int | None = None,
         optimizers: Iterable[Any] = (),
+        pruned: Iterable[str] = (),
     ) -> None:
         if counted is not None and counted not in networks:
             raise unknown("network", counted, networks, "for the clock")
@@ -124,6 +127,8 @@ class Clock:
         """The same after the last step."""
         self.turns = dict.fromkeys(networks, 0)
         """Optimizer steps of each network."""
+        self.judged: list[str] = []
+        """Kinds of optimizers whose evaluation weights the networks were left with."""
         self.foreign = 0
         """Optimizer steps that held no parameter of the networks."""
         self._masks, self._counted = masks, counted
@@ -140,11 +145,13 @@ class Clock:
         self.rounds = Rounds(learning)
         self._latest: dict[str, Tensor] | None = None
         self._hold: Hold | None = None
+        self._pruned = {*(masks or {}), *pruned}
+        self._guard = Guard(networks, ())
         self._hooks: list[Any] = []
         self._wrapped: list[Any] = []
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Met] = {}
         self._given = tuple(optimizers)
-        self._ours = False
+        self._ours = self._cut_off = False
         self._whole = 0
 
     @property
@@ -159,12 +166,13 @@ class Clock:
 
     def start(self) -> Clock:
         """Hold the masks and begin to count; ``close`` ends it. The same as ``with``."""
+        self._guard = Guard(self.networks, self._pruned)
         self._fit()
         self.hold()
         if self._rewind == 0:
             self.snapshot = self._state()
         self._hooks = [
-            register_optimizer_step_pre_hook(lambda optimizer, *_: self._before(optimizer)),
+            register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(lambda optimizer, *_: self._after(optimizer)),
         ]
         for optimizer in self._given:
@@ -180,8 +188,10 @@ class Clock:
         self._hooks, self._wrapped = [], []
         if self.rounds.whole():
             self._end_round()
-        if self.final is not None:
+        if self.final is not None and self._cut_off:
             load_weights(self.networks, self.final)
+        self.judged = self._guard.evaluate()
+        self._guard.close()
         self.hold()
 
     def __enter__(self) -> Clock:
@@ -208,7 +218,8 @@ class Clock:
 
         @functools.wraps(own)
         def step(*args: Any, **kwargs: Any) -> Any:
-            self._before(optimizer)
+            given = (optimizer, *args), kwargs
+            (_, *args), kwargs = self._before(optimizer, *given) or given  # type: ignore[assignment]
             made = own(*args, **kwargs)
             self._after(optimizer)
             return made
@@ -237,10 +248,10 @@ class Clock:
         if self._hold is None:
             return
         if networks is None:
-            self._hold.apply()
+            self._guard.apply(self._hold)
         else:
             parts = (plain_parameters(self.networks[name]).values() for name in networks)
-            self._hold.part(leaf for part in parts for leaf in part).apply()
+            self._guard.apply(self._hold.part(leaf for part in parts for leaf in part))
 
     def leaks(self) -> list[str]:
         """Names of the parameters with a pruned entry that is not zero."""
@@ -250,19 +261,25 @@ class Clock:
         """Make the hold for the parameters as they are now: their device and dtype may change."""
         if self._masks is not None:
             self._hold = Hold(self.networks, self._masks)
+            self._guard.fit(self._hold)
             for known in self._known.values():
                 known.hold = self._hold.part(known.leaves) if known.leaves else self._hold
 
-    def _before(self, optimizer: Any) -> None:
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """A step begins; (args, kwargs) if its closure is to be another one."""
         known = self._known.get(id(optimizer))
-        if known is None or known.size != _size(optimizer):
+        if known is None or known.size != size_of(optimizer):
             known = self._meet(optimizer)
         if not known.networks:
             self._strange()
-            return
+            return None
         known.depth = known.depth + 1 if known.nested else 1
-        if known.depth == 1:
+        # The step of another optimizer of the same weights may call this one's: SAM its base's.
+        others = (other for other in self._known.values() if other is not known)
+        known.within = any(other.depth and other.key == known.key for other in others)
+        if known.depth == 1 and not known.within:
             self._turn_begins(known.key)
+        return self._guard.held(known.hold, args, kwargs)
 
     def _after(self, optimizer: Any) -> None:
         known = self._known.get(id(optimizer))
@@ -271,26 +288,31 @@ class Clock:
         known.depth -= 1
         if known.hold is not None:
             # Of nothing that it does not learn: a graph of another network may still be open.
-            known.hold.apply()
+            self._guard.apply(known.hold)
         skipped = getattr(optimizer, "found_inf", None)
-        if known.depth == 0 and not (isinstance(skipped, Tensor) and bool(skipped)):
+        if (
+            known.depth == 0
+            and not known.within
+            and not (isinstance(skipped, Tensor) and bool(skipped))
+        ):
             self._turn_ends(known.key, known.networks)
 
-    def _meet(self, optimizer: Any) -> _Known:
+    def _meet(self, optimizer: Any) -> Met:
         """Note an optimizer that was not seen before, and mask its moments."""
         plain = not isinstance(optimizer, Optimizer)
-        leaves = [leaf for leaf in _parameters(optimizer) if id(leaf) in self._owners]
+        leaves = [leaf for leaf in parameters_of(optimizer) if id(leaf) in self._owners]
         networks = frozenset[str]().union(*(self._owners[id(leaf)] for leaf in leaves))
         if plain and not networks:
             networks = frozenset(self.networks)
         # The same parameters in a new optimizer are the same turn.
         key = frozenset(id(leaf) for leaf in leaves) if leaves else id(optimizer)
-        known = self._known[id(optimizer)] = _Known(optimizer, key, networks, leaves)
+        known = self._known[id(optimizer)] = Met(optimizer, key, networks, leaves)
         if networks:
             self._ours = True
             self._fit()
             if self._hold is not None and not plain:
                 self._hold.mask_optimizer(optimizer)
+            self._guard.watch(optimizer, known.hold)
         return known
 
     def _strange(self) -> None:
@@ -306,6 +328,7 @@ class Clock:
         if self.rounds.over_before(key):
             self._end_round()
         if self._total is not None and self.steps >= self._total:
+            self._cut_off = True
             raise Stopped
 
     def _turn_ends(self, key: Hashable, networks: frozenset[str]) -> None:
@@ -348,41 +371,3 @@ class Clock:
     def _state(self) -> dict[str, Tensor]:
         state = named_state(self.networks)
         return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
-
-
-class _Known:
-    """An optimizer that was met, whose turn it is, and how deep in its ``step`` we are."""
-
-    def __init__(
-        self, optimizer: Any, key: Hashable, networks: frozenset[str], leaves: list[Tensor]
-    ) -> None:
-        self.optimizer, self.key, self.networks, self.leaves = optimizer, key, networks, leaves
-        self.hold: Hold | None = None
-        """The masks of its own leaves; of all, where its leaves are not known."""
-        self.size = _size(optimizer)
-        self.depth = 0
-        # A step that calls the step of its base class is told of twice, once within the other.
-        kinds = [kind.__dict__.get("step") for kind in type(optimizer).__mro__]
-        self.nested = sum(bool(getattr(step, "hooked", False)) for step in kinds) > 1
-
-
-def _size(optimizer: Any) -> int:
-    """How many parameters an optimizer has, to see when some were added."""
-    groups = getattr(optimizer, "param_groups", None)
-    return sum(len(group["params"]) for group in groups) if isinstance(groups, list) else 0
-
-
-def _parameters(optimizer: Any) -> Iterator[Tensor]:
-    """The parameters that an optimizer, or an object like one, holds."""
-    groups = getattr(optimizer, "param_groups", None)
-    if isinstance(groups, list):
-        for group in groups:
-            yield from group["params"]
-        return
-    for value in getattr(optimizer, "__dict__", {}).values():
-        if isinstance(value, Mapping):
-            value = value.values()
-        elif not isinstance(value, list | tuple | types.GeneratorType):
-            value = [value]
-        if not isinstance(value, types.GeneratorType):
-            yield from (part for part in value if isinstance(part, torch.nn.Parameter))

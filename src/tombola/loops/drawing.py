@@ -24,7 +24,7 @@ from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config
 from tombola.loops.listening import listening
-from tombola.loops.measured import Measured, save_images, surroundings
+from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.modules import Modules, Networks, Weights, copied
 from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
 from tombola.loops.rounds import make_rounds
@@ -144,6 +144,7 @@ class _Drawing:
             diverged=clock.steps if why else None,
             why=why,
             shape=shape,
+            judged=judged_by(clock),
             **surroundings(modules.networks),
             **measured.told(),
         )
@@ -169,6 +170,7 @@ class _Drawing:
             rewind_steps=self.book.facts.rewind_steps if ticket is None else None,
             total_steps=steps,
             optimizers=self.options.optimizers,
+            pruned=self.book.facts.prunable,
         )
 
         def hear(*told: Any) -> None:
@@ -219,7 +221,8 @@ class _Drawing:
             where = "" if made.arm == "dense" else f" of round {made.round}"
             end = ", ".join(f"{name} {value:.4g}" for name, value in made.values.items())
             end = f"diverged ({made.why})" if made.why else end or "nothing measured"
-            self.options.tell(f"{made.arm}{where}, seed {made.seed}: {made.seconds:.0f} s, {end}")
+            head = f"{made.arm}{where}, seed {made.seed}: {made.seconds:.0f} s"
+            self.options.tell(", ".join(filter(None, [head, end, made.judged])))
 
 
 def _of(given: Any, metric: str) -> Any:

@@ -15,7 +15,7 @@ from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
 from tombola.loops.clock import Clock
-from tombola.loops.measured import Measured, save_images, surroundings
+from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
 from tombola.sparsity.hold import Hold
@@ -84,9 +84,7 @@ class Ending:
             return
         Hold(training.networks, training.masks or {}).mask_state(training.averaged)
         state = self.state(training)
-        bad = [
-            k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())
-        ]
+        bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
         started = time.perf_counter()
         shape: tuple[int, ...] = ()
         if not bad:
@@ -111,6 +109,7 @@ class Ending:
                 "diverged": clock.steps if why else None,
                 "why": why,
                 "shape": list(shape),
+                "judged": judged_by(clock),
                 **surroundings(training.networks),
                 **self.measured.told(),
             },

@@ -55,6 +55,12 @@ def surroundings(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
     return {"device": device, "threads": torch.get_num_threads()}
 
 
+def judged_by(clock: Any) -> str:
+    """What is judged, where it is not what the last step left; empty where it is."""
+    kinds = ", ".join(clock.judged)
+    return f"judged with the evaluation weights of {kinds}" if kinds else ""
+
+
 def check_rule(metric: str, better: str | None, margin: float | None) -> dict[str, Any] | None:
     """The rule to be kept with a metric; None where the contract has one.
 

@@ -37,6 +37,8 @@ class Order:
     """The script's own initial weights; the ticket's; or the own ones permuted in each tensor."""
     prune: tuple[str, ...]
     """Names of the pruned networks, or ``all``."""
+    exclude: tuple[str, ...] = ()
+    """Layers that are not: first, last, or names ``network.parameter``."""
     rewind_steps: int
     steps: int = 0
     """When the training is stopped; 0 = it ends by itself."""

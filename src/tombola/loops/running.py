@@ -70,6 +70,7 @@ def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) ->
         round=level,
         start=starts.get(arm, "ticket"),  # type: ignore[arg-type]
         prune=tuple(name.strip() for name in request.facts.networks.split(",")),
+        exclude=tuple(request.facts.asked.get("exclude", ())),
         rewind_steps=request.facts.rewind_steps,
         steps=request.facts.steps,
     )
@@ -88,7 +89,8 @@ def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) ->
     book.commit(made)
     measured = ", ".join(f"{name} {value:.4g}" for name, value in made.values.items())
     end = f"diverged ({made.why})" if made.diverged is not None else measured or "nothing measured"
-    tell(f"{order.name}: {made.steps:,} steps, {made.seconds:.0f} s, {end}")
+    told = f"{order.name}: {made.steps:,} steps, {made.seconds:.0f} s, {end}"
+    tell(", ".join(filter(None, [told, made.judged])))
 
 
 def launch(words: Sequence[str], part: Path, log: Path, lock: int) -> int:

@@ -18,7 +18,15 @@ from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import find_inception, shipped_judge
 from tombola.metrics.own_judge import TRIED, try_own_judge
 from tombola.metrics.rules import rule_of
-from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
+from tombola.recipes.trial import (
+    Thin,
+    Work,
+    check_products,
+    first_line,
+    task_options,
+    thinner,
+    try_task,
+)
 from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
 from tombola.runtime import Runtime, check_precision, resolve_device, seed_everything
 from tombola.sparsity.compact import Channels
@@ -237,6 +245,7 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         name: prunable(networks, split_networks(name), config.prune.exclude)
         for name in config.prune.networks
     }
+    check_products(task, networks, shape, [name for pool in pools.values() for name in pool])
     draws = sum(turn.repeats for turn in task.turns if turn.images)
     batches = Batches(images.splits["train"], task.batch_size, 0, torch.device("cpu"))
     epoch_steps = batches.steps_per_epoch(max(1, draws))

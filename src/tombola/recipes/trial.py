@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tombola.data.batches import Batches
-from tombola.errors import ConfigError, UserError
+from tombola.errors import ConfigError, DivergedError, UserError
 from tombola.runtime import Runtime, rng, seed_everything
 from tombola.sparsity.cost import count_macs
+from tombola.sparsity.guard import Guard
 from tombola.tasks.base import Networks, Shape, Task, Turn
+from tombola.training.keeping import ELEMENTWISE
 from tombola.training.trainer import Settings, Trainer
 
 PROBE_SAMPLES = 2
@@ -70,12 +73,14 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
     images = _noise(shape)
     batches = Batches(torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8), PROBE_SAMPLES, 0)
     settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
-    _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
+    trainer = _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
     for turn in task.turns:
         with _learning(task, networks, turn):
             _guard(task, f"loss({turn.name!r})", _turn(task, networks, images, turn))
         for network in networks.values():
             network.zero_grad(set_to_none=True)
+    if any(type(each) not in ELEMENTWISE for each in trainer.optimizers.values()):
+        _guard(task, "optimizer", partial(try_optimizers, task, networks, shape))
     with torch.no_grad():
         made = _guard(task, _maker(task), lambda: make_images(task, networks, images))
     if made.shape != images.shape:
@@ -95,6 +100,32 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             "course is judged; return it for each image (N,)"
         )
     return networks, work_of(task, networks, shape)
+
+
+def try_optimizers(task: Task, networks: Networks, shape: Shape) -> None:
+    """One step of copies, and what its optimizers then know written down: none may refuse later."""
+    batches = Batches(torch.randint(0, 256, (PROBE_SAMPLES, *shape)).byte(), PROBE_SAMPLES, 0)
+    settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
+    copies = _copies(networks, torch.device("cpu"))
+    trainer = Trainer(copy.copy(task), copies, batches, settings)
+    with contextlib.suppress(DivergedError):
+        trainer.advance()
+    trainer.state()
+
+
+def check_products(task: Task, networks: Networks, shape: Shape, names: Collection[str]) -> None:
+    """ConfigError for a pruned layer of its own ``forward`` in whose product a zero is none.
+
+    ``names``: the weights ``network.parameter`` that are pruned.
+    """
+    guard = Guard(networks, names)
+    try:
+        if guard.looks:
+            for turn in task.turns:
+                with _learning(task, networks, turn):
+                    task.loss(turn.name, networks, _noise(shape))
+    finally:
+        guard.close()
 
 
 def work_of(task: Task, networks: Networks, shape: Shape) -> Work:

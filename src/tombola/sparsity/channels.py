@@ -19,10 +19,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from tombola.sparsity.cutting import Cut, Inputs, Slice, copied
 from tombola.sparsity.names import own_tensors, plain_state, walk, without_spectral_norm
 from tombola.sparsity.proof import MAKES_OUTPUT, prove
-from tombola.sparsity.tracing import NORMS, Item, coupled, trace
+from tombola.sparsity.tracing import NORMS, Item, TooFarError, coupled, trace
 
 MAKERS = (*NORMS, _ConvNd, nn.Linear, nn.Embedding)
 """Layers that are asked for their channels."""
+TOO_FAR = (
+    "its channels reach too far to be followed, as where a weight is computed from activations"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,12 @@ def channel_groups(network: str, module: nn.Module, inputs: Inputs) -> list[Grou
         if id(part) in seen:
             continue
         name = f"{network}.{names.prefixes[id(part)]}".rstrip(".")
-        items = coupled(graph, part) if part in graph.module2node else []
+        try:
+            items = coupled(graph, part) if part in graph.module2node else []
+        except TooFarError:
+            seen.add(id(part))
+            found.append(Group(name=name, n=0, slices=(), scales=(), filters=(), reason=TOO_FAR))
+            continue
         seen |= {id(item.module) for item in items if item.makes} | {id(part)}
         found.append(_Reader(names).group(name, items))
     order = [f"{network}.{prefix}".rstrip(".") for prefix in names.prefixes.values()]

@@ -9,12 +9,13 @@ one ``torch._foreach_mul_`` then costs about a third of what boolean masks would
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from tombola.errors import TicketError
+from tombola.sparsity.effective import check_masks
 from tombola.sparsity.names import own_tensors, walk
 
 
@@ -23,7 +24,8 @@ class Hold:
 
     Build it when the networks are on their device and in their dtype; the same parameter objects
     are held from then on. TicketError for a mask of an unknown parameter, of another shape, that
-    is not boolean, or two different masks of one shared parameter.
+    is not boolean, or two different masks of one shared parameter; ConfigError for one whose zeros
+    are none in what a layer computes with.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
@@ -52,6 +54,8 @@ class Hold:
             self._leaves.append(leaf)
             # Same strides as the leaf (channels_last), so that the multiplication is elementwise.
             self._masks.append(torch.empty_like(leaf, requires_grad=False).copy_(mask))
+        named = zip(self.names, self.pairs(), strict=True)
+        check_masks(networks, {id(leaf): (name, mask) for name, (leaf, mask) in named})
 
     def part(self, leaves: Iterable[Tensor]) -> Hold:
         """The hold of some parameters alone, by identity; it shares the masks."""
@@ -65,16 +69,26 @@ class Hold:
                 made._masks.append(self._masks[index])
         return made
 
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every leaf and its mask, which is 0 or 1 in the leaf's own type."""
+        return zip(self._leaves, self._masks, strict=True)
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the pruned weights, in place; call it after every optimizer step."""
         if self._leaves:
             torch._foreach_mul_(self._leaves, self._masks)
 
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned weights: for an optimizer that looks at all of them."""
+        for leaf, mask in self.pairs():
+            if leaf.grad is not None:
+                leaf.grad.mul_(mask)
+
     @torch.no_grad()
     def mask_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero an optimizer's moments (all state of a parameter's shape) at pruned positions."""
-        for leaf, mask in zip(self._leaves, self._masks, strict=True):
+        for leaf, mask in self.pairs():
             for value in optimizer.state.get(leaf, {}).values():
                 if isinstance(value, Tensor) and value.shape == leaf.shape:
                     value.masked_fill_((mask == 0).to(value.device), 0)
@@ -105,7 +119,7 @@ class Hold:
         """Names of the parameters with a pruned entry that is not zero (NaN counts)."""
         return [
             name
-            for name, leaf, mask in zip(self.names, self._leaves, self._masks, strict=True)
+            for name, (leaf, mask) in zip(self.names, self.pairs(), strict=True)
             if bool(((leaf != 0) & (mask == 0)).any())
         ]
 

@@ -11,7 +11,14 @@ import numpy as np
 from tombola.errors import TicketError
 from tombola.registry import TASKS
 from tombola.sparsity.container import Source, open_file
-from tombola.sparsity.layout import CHECKPOINT_FORMAT, ITEM_BYTES, TICKET_FORMAT, numel, shown
+from tombola.sparsity.layout import (
+    CHECKPOINT_FORMAT,
+    ITEM_BYTES,
+    TICKET_FORMAT,
+    complex_names,
+    numel,
+    shown,
+)
 
 _SUMMARY = (
     "task", "data", "data_hash", "method", "granularity", "networks", "sparsity_all",
@@ -38,7 +45,7 @@ def describe(path: str | Path) -> dict[str, Any]:
             kept_by_layer = {
                 key: _nonzero(source, f"weight.{key}")
                 for key, shape in header.shapes.items()
-                if len(shape) >= 2
+                if len(shape) >= 2 and key not in complex_names(str(path), header.manifest)
             }
     layers = [
         {

@@ -28,6 +28,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 """Dtype text of safetensors -> bytes of one value."""
 FLOATS = ("F16", "BF16", "F32", "F64")
+COMPLEX = "complex"
+"""Key of a manifest: names of tensors that are complex, stored as pairs of reals in a last axis."""
 
 DECODED_LIMIT = 40
 """The decoded size (dense weights and one byte per mask value) may be this often the file's."""
@@ -151,6 +153,23 @@ def _trained_of(ticket: Header) -> str:
     return todo
 
 
+def complex_names(path: str, manifest: Mapping[str, Any]) -> frozenset[str]:
+    """The manifest's names of complex tensors; TicketError if they are no list of texts."""
+    names = manifest.get(COMPLEX, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise unsound(path, f"the manifest's {COMPLEX} is {shown(names)}, not a list of names")
+    return frozenset(names)
+
+
+def check_pairs(path: str, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """TicketError unless a stored tensor can be the pairs of a complex one."""
+    if dtype not in FLOATS or dtype == "BF16" or shape[-1:] != (2,):
+        raise unsound(
+            path,
+            f"tensor {shown(name)}: {dtype} {list(shape)} cannot be the pairs of complex numbers",
+        )
+
+
 def numel(shape: tuple[int, ...]) -> int:
     """How many values a tensor of this shape has."""
     return math.prod(shape)
@@ -191,18 +210,22 @@ def check_contents(header: Header) -> None:
             raise unsound(
                 header.path, f"tensor {shown(name)}: the manifest's shapes do not name it"
             )
+    pairs = complex_names(header.path, header.manifest)
     for key in header.shapes:
-        _check_weight(header, key)
+        _check_weight(header, key, key in pairs)
     _check_decoded_size(header)
     _check_manifest(header)
 
 
-def _check_weight(header: Header, key: str) -> None:
+def _check_weight(header: Header, key: str, pairs: bool) -> None:
     """One weight against its dense shape and, where it is masked, its mask."""
     name, path, shape = f"weight.{key}", header.path, header.shapes[key]
     weight, mask = header.entries.get(name), header.entries.get(f"mask.{key}")
     if weight is None:
         raise unsound(path, f"tensor {shown(name)} is missing, but the manifest's shapes name it")
+    if pairs:
+        check_pairs(path, name, weight.dtype, weight.shape)
+        shape = (*shape, 2)
     if mask is None:
         if weight.shape != shape:
             raise unsound(
@@ -233,7 +256,9 @@ def _check_decoded_size(header: Header) -> None:
     for key, shape in header.shapes.items():
         item = ITEM_BYTES[header.entries[f"weight.{key}"].dtype]
         # Empty tensors count as if each zero were one: strides overflow on [0, 2^40, 2^40].
-        spread = math.prod(max(dim, 1) for dim in shape)
+        spread = math.prod(max(dim, 1) for dim in header.entries[f"weight.{key}"].shape)
+        if f"mask.{key}" in header.entries:
+            spread = math.prod(max(dim, 1) for dim in shape)
         decoded += spread * (item + (f"mask.{key}" in header.entries))
         if decoded > allowed:
             raise unsound(

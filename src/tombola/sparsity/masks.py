@@ -18,7 +18,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from tombola.errors import ConfigError, unknown
 from tombola.runtime import rng
-from tombola.sparsity.names import own_tensors, plain_parameters, walk
+from tombola.sparsity.effective import check_layers, masked_tensor
+from tombola.sparsity.names import plain_parameters, walk
 
 Masks = dict[str, Tensor]
 """``network.parameter`` -> bool CPU tensor of the parameter's shape."""
@@ -37,7 +38,8 @@ def prunable(
     """The prunable weights of the pruned networks by ``network.parameter``, networks in order.
 
     Prunable are the weights of convolution, transposed convolution and linear layers, first and
-    last included; under spectral norm the raw tensor. A weight that is shared counts once.
+    last included; under spectral norm the raw tensor, under weight norm the direction. A weight
+    that is shared counts once.
     ``prune``: network names, or ``all``. ``exclude``: ``first``, ``last`` (the first and last
     prunable layer of each network) or names ``network.parameter``. ConfigError for unknown names,
     for a network named in ``prune`` that has no prunable weight, and if nothing is left.
@@ -46,6 +48,7 @@ def prunable(
     for name in prune:
         if name != "all" and name not in networks:
             raise unknown("network", name, networks, "or all")
+    check_real(networks)
     layers = {
         network: _layer_weights(network, module)
         for network, module in networks.items()
@@ -58,11 +61,17 @@ def prunable(
                 "prune another network"
             )
     excluded = _excluded(layers, exclude)
+    left = [
+        {name: each for name, each in weights.items() if _identity(each) not in excluded}
+        for weights in layers.values()
+    ]
+    check_layers({name: each for weights in left for name, each in weights.items()})
     found: dict[str, nn.Parameter] = {}
-    for network, weights in layers.items():
+    for network, weights in zip(layers, left, strict=True):
         # By the one name that its state has: that of whatever module holds it first.
         own = {id(leaf): name for name, leaf in plain_parameters(networks[network]).items()}
-        for weight in weights.values():
+        for _, weight in weights.values():
+            assert weight is not None
             if id(weight) not in excluded:
                 found[f"{network}.{own[id(weight)]}"] = weight
                 excluded.add(id(weight))
@@ -72,6 +81,18 @@ def prunable(
             "exclude less or prune another network"
         )
     return found
+
+
+def check_real(networks: Mapping[str, nn.Module]) -> None:
+    """ConfigError that names a complex parameter: masks, averages and ranks are of real ones."""
+    for network, module in networks.items():
+        for name, leaf in plain_parameters(module).items():
+            if leaf.is_complex():
+                raise ConfigError(
+                    f"'{network}.{name}' is a complex parameter, and those cannot be pruned, "
+                    "averaged or kept; hold it as pairs of real numbers (torch.view_as_real), or "
+                    "as a buffer if it does not learn"
+                )
 
 
 def as_fraction(value: object, noun: str = "rate") -> Fraction:
@@ -252,37 +273,42 @@ def _check_pool(n: int) -> None:
         raise ConfigError(f"there are {n} prunable weights; prune a network that has some")
 
 
-def _layer_weights(network: str, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The prunable weights of one network in module order, a shared one under each name."""
-    weights: dict[str, nn.Parameter] = {}
+Layers = dict[str, tuple[nn.Module, nn.Parameter | None]]
+"""``network.layer.weight`` -> the layer and the leaf that is masked, if there is one."""
+
+
+def _layer_weights(network: str, module: nn.Module) -> Layers:
+    """The layers of one network that have a weight, in module order; a shared one in each place."""
+    weights: Layers = {}
     for prefix, part in walk(module):
         if not isinstance(part, _ConvNd | nn.Linear):
             continue
-        leaf = dict(own_tensors(part)).get("weight")
+        leaf = masked_tensor(part)
         name = f"{network}.{prefix}weight"
         if isinstance(leaf, UninitializedParameter):
             raise ConfigError(f"{name!r} has no shape yet; run the network once, then prune it")
-        if not isinstance(leaf, nn.Parameter):
-            raise ConfigError(
-                f"{name!r} is computed from several tensors, which cannot be masked; "
-                "remove that parametrization (spectral norm is fine)"
-            )
-        weights[name] = leaf
+        weights[name] = part, leaf if isinstance(leaf, nn.Parameter) else None
     return weights
 
 
-def _excluded(layers: Mapping[str, Mapping[str, nn.Parameter]], exclude: Sequence[str]) -> set[int]:
-    """Identities of the parameters that are excluded, under whatever name."""
+def _identity(weight: tuple[nn.Module, nn.Parameter | None]) -> int:
+    """Of the leaf, which two layers may share; of the layer where it has none."""
+    layer, leaf = weight
+    return id(layer if leaf is None else leaf)
+
+
+def _excluded(layers: Mapping[str, Layers], exclude: Sequence[str]) -> set[int]:
+    """Identities of what is excluded, under whatever name."""
     by_name = {name: weight for weights in layers.values() for name, weight in weights.items()}
     excluded: set[int] = set()
     for word in exclude:
         if word in ("first", "last"):
             end = 0 if word == "first" else -1
             excluded.update(
-                id(list(weights.values())[end]) for weights in layers.values() if weights
+                _identity(list(weights.values())[end]) for weights in layers.values() if weights
             )
         elif word in by_name:
-            excluded.add(id(by_name[word]))
+            excluded.add(_identity(by_name[word]))
         else:
             raise unknown("prunable parameter", word, by_name, "or first, last")
     return excluded

@@ -110,7 +110,7 @@ def load_plain_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"tensor {name!r} has shape {have}, but the network's has shape {want}; "
                 "give a file made from a network of the same size"
             )
-        if value.is_floating_point() != own[name].is_floating_point():
+        if kind_of(value) != kind_of(own[name]):
             raise TicketError(
                 f"tensor {name!r} is {value.dtype}, but the network's is {own[name].dtype}; "
                 "give a file made from the same network"
@@ -118,6 +118,11 @@ def load_plain_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Whether a tensor holds real, complex or whole numbers (also bits)."""
+    return "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
 
 
 def without_spectral_norm(module: nn.Module) -> None:

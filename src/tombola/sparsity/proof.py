@@ -82,7 +82,8 @@ def _dense(
     failed: Exception | None = None
     bare = next(walk(module))[1]
     for dtype, tolerance in TOLERANCES.items():
-        dense = copied({network: bare})[network].cpu().to(dtype).eval()
+        dense = copied({network: bare})[network].cpu().eval()
+        dense = dense.double() if dtype == torch.float64 else dense.float()  # not complex buffers
         if random:
             _randomise(dense, generator)
         given = tuple(

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from tombola.errors import TicketError
-from tombola.sparsity.container import Raw, Source, open_file, write_file
-from tombola.sparsity.layout import CHECKPOINT_FORMAT, Entry, expect
+from tombola.sparsity.container import Header, Raw, Source, open_file, write_file
+from tombola.sparsity.layout import (
+    CHECKPOINT_FORMAT,
+    COMPLEX,
+    check_pairs,
+    complex_names,
+    expect,
+)
 
 _TEXT_TO_DTYPE = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -29,7 +35,7 @@ def save_tensors(
 ) -> None:
     """Write any named tensors (all dtypes of ITEM_BYTES, any device), atomically."""
     raws = {name: to_raw(tensor) for name, tensor in tensors.items()}
-    write_file(path, raws, manifest, format=CHECKPOINT_FORMAT)
+    write_file(path, raws, with_complex(manifest, tensors), format=CHECKPOINT_FORMAT)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,16 +44,38 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Every byte is read once, and hashed on the way.
     """
     with open_file(path) as source:
-        expect(source.header, CHECKPOINT_FORMAT)
-        entries = source.header.entries
+        header = source.header
+        expect(header, CHECKPOINT_FORMAT)
+        entries = header.entries
         buffers = {k: torch.empty(entry.size, dtype=torch.uint8) for k, entry in entries.items()}
         source.read_all({name: buffer.numpy().data for name, buffer in buffers.items()})
-        tensors = {name: _as_stored(buffers[name], entry) for name, entry in entries.items()}
-        return tensors, source.header.manifest
+        tensors = {name: _as_stored(buffers[name], header, name, name) for name in entries}
+        return tensors, without_complex(header.manifest)
+
+
+def with_complex(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The manifest, which names the complex ones among the tensors if there are any."""
+    names = sorted(name for name, tensor in tensors.items() if tensor.is_complex())
+    return without_complex(manifest) | ({COMPLEX: names} if names else {})
+
+
+def without_complex(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest as it was given: without the names of complex tensors."""
+    return {key: value for key, value in manifest.items() if key != COMPLEX}
+
+
+def can_store(tensor: Tensor) -> bool:
+    """Whether a tensor is of a type that files hold."""
+    return tensor.is_complex() or tensor.dtype in _DTYPE_TO_TEXT
 
 
 def to_raw(tensor: Tensor) -> Raw:
-    """Any tensor -> its bytes in C order, without a copy where it is contiguous on the CPU."""
+    """Any tensor -> its bytes in C order, without a copy where it is contiguous on the CPU.
+
+    A complex one as pairs of real numbers, in one more axis.
+    """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.detach().resolve_conj())
     if tensor.dtype not in _DTYPE_TO_TEXT:
         raise TicketError(
             f"a tensor of {tensor.dtype} cannot be stored; use {', '.join(_DTYPE_TO_TEXT.values())}"
@@ -57,16 +85,19 @@ def to_raw(tensor: Tensor) -> Raw:
     return Raw(_DTYPE_TO_TEXT[tensor.dtype], tuple(tensor.shape), data)
 
 
-def read_tensor(source: Source, name: str) -> Tensor:
-    """One tensor of a checked file, as stored."""
-    entry = source.header.entries[name]
-    buffer = torch.empty(entry.size, dtype=torch.uint8)
+def read_tensor(source: Source, name: str, key: str = "") -> Tensor:
+    """One tensor of a checked file, as it was given; ``key``: its name in the manifest."""
+    buffer = torch.empty(source.header.entries[name].size, dtype=torch.uint8)
     source.read_into(name, buffer.numpy().data)
-    return _as_stored(buffer, entry)
+    return _as_stored(buffer, source.header, name, key)
 
 
-def _as_stored(buffer: Tensor, entry: Entry) -> Tensor:
+def _as_stored(buffer: Tensor, header: Header, name: str, key: str) -> Tensor:
     """The bytes of a tensor, uint8 (bytes,), in its own dtype and shape."""
+    entry = header.entries[name]
     # A byte other than 0 and 1 in a torch.bool is undefined behaviour: compare, do not view.
     plain = buffer != 0 if entry.dtype == "BOOL" else buffer.view(_TEXT_TO_DTYPE[entry.dtype])
-    return plain.reshape(entry.shape)
+    if key not in complex_names(header.path, header.manifest):
+        return plain.reshape(entry.shape)
+    check_pairs(header.path, name, entry.dtype, entry.shape)
+    return torch.view_as_complex(plain.reshape(entry.shape))

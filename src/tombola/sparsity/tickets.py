@@ -28,6 +28,7 @@ from tombola.sparsity.container import (
     verify_file,
     write_file,
 )
+from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.layout import (
     MANIFEST_KEYS,
@@ -39,8 +40,21 @@ from tombola.sparsity.layout import (
     unsound,
 )
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.names import load_plain_state, networks_of, plain_parameters, plain_state
-from tombola.sparsity.tensorfile import load_tensors, read_tensor, save_tensors, to_raw
+from tombola.sparsity.names import (
+    kind_of,
+    load_plain_state,
+    networks_of,
+    plain_parameters,
+    plain_state,
+)
+from tombola.sparsity.tensorfile import (
+    load_tensors,
+    read_tensor,
+    save_tensors,
+    to_raw,
+    with_complex,
+    without_complex,
+)
 
 __all__ = [
     "Model",
@@ -110,33 +124,45 @@ class Ticket:
     def enforce(self, networks: Mapping[str, nn.Module], optimizers: Optimizers) -> Iterator[Hold]:
         """Hold the masks inside the ``with``: at once, and after each step of the optimizers.
 
+        Gradients of pruned weights are zero, and so are the weights in every closure and call.
         A channel ticket's channels are zeroed with all that belongs to them.
         Moments that an optimizer already has are zeroed at pruned positions. Hooks are removed at
         the end, also after an exception. TicketError if a mask fits no parameter, ConfigError for
-        what is no optimizer.
+        what is no optimizer, and for a layer in whose product a pruned weight is not zero.
         """
         networks, several = networks_of(networks), _as_list(optimizers)
-        hold = Hold(networks, self.held(networks))
-        hold.apply()
+        masks = self.held(networks)
+        hold, guard = Hold(networks, masks), Guard(networks, masks)
+        guard.fit(hold)
+        guard.apply(hold)
         for optimizer in several:
             hold.mask_optimizer(optimizer)
+            guard.watch(optimizer, hold)
 
         leaves = [p for module in networks.values() for p in plain_parameters(module).values()]
         parts: dict[int, tuple[list[int], Hold]] = {}
 
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            return guard.held(part_of(optimizer), args, kwargs)
+
+        def part_of(optimizer: Optimizer) -> Hold:
             # Nothing that another one steps: a graph through those weights may still be open.
             sizes = [len(group["params"]) for each in several for group in each.param_groups]
             if parts.get(id(optimizer), ([], hold))[0] != sizes:
                 others = set().union(*(_ids(o) for o in several if o is not optimizer))
                 others -= _ids(optimizer)
                 parts[id(optimizer)] = sizes, hold.part(p for p in leaves if id(p) not in others)
-            parts[id(optimizer)][1].apply()
+            return parts[id(optimizer)][1]
 
-        hooks = [optimizer.register_step_post_hook(after_step) for optimizer in several]
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            guard.apply(part_of(optimizer))
+
+        hooks = [optimizer.register_step_pre_hook(before_step) for optimizer in several]
+        hooks += [optimizer.register_step_post_hook(after_step) for optimizer in several]
         try:
             yield hold
         finally:
+            guard.close()
             for hook in hooks:
                 hook.remove()
 
@@ -314,7 +340,7 @@ def _check_fit(network: str, state: Mapping[str, Tensor], weights: Weights) -> N
                 f"tensor {key!r} is {list(weights[key].shape)} in the file, but "
                 f"{list(own[key].shape)} in the network; give a network of that size"
             )
-        if own[key].is_floating_point() != weights[key].is_floating_point():
+        if kind_of(own[key]) != kind_of(weights[key]):
             raise TicketError(
                 f"tensor {key!r} is {weights[key].dtype} in the file, but {own[key].dtype} in the "
                 "network; give the network it is for"
@@ -326,7 +352,7 @@ def _filled(manifest: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     return {
         "networks": list(dict.fromkeys(key.partition(".")[0] for key in weights)),
         "created_with": _versions(),
-        **manifest,
+        **with_complex(manifest, weights),
         "shapes": {key: list(weight.shape) for key, weight in weights.items()},
     }
 
@@ -345,7 +371,7 @@ def _ticket(source: Source) -> Ticket:
     masks: Masks = {}
     weights: Weights = {}
     for key, shape in header.shapes.items():
-        stored = read_tensor(source, f"weight.{key}")
+        stored = read_tensor(source, f"weight.{key}", key)
         if f"mask.{key}" in header.entries:
             packed = read_tensor(source, f"mask.{key}").numpy()
             mask = torch.from_numpy(np.unpackbits(packed, count=numel(shape)).view(np.bool_))
@@ -353,12 +379,13 @@ def _ticket(source: Source) -> Ticket:
             dense[mask] = stored
             masks[key], stored = mask.reshape(shape), dense.reshape(shape)
         weights[key] = stored
-    return Ticket(masks, weights, header.manifest)
+    return Ticket(masks, weights, without_complex(header.manifest))
 
 
 def _model(source: Source) -> Model:
     source.check()
     keys = source.header.shapes
     return Model(
-        {key: read_tensor(source, f"weight.{key}") for key in keys}, source.header.manifest
+        {key: read_tensor(source, f"weight.{key}", key) for key in keys},
+        without_complex(source.header.manifest),
     )

@@ -6,7 +6,7 @@ Its answers are not believed: ``channels.py`` has each of them proven.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,45 @@ NORMS = (_NormBase, nn.GroupNorm)
 _GATES = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """Layers that stand for an input in the trace, by its number of dimensions: torch-pruning follows
 only what comes out of a layer, and would take what is concatenated to an input for all there is."""
+MOST_PLACES, FEWEST_PLACES = 1 << 19, 1 << 15
+"""Places that one question to torch-pruning may go through: half as many after each question that
+went too far, but no fewer than the second. Where a convolution's weight is computed from the
+network's own activations (StyleGAN2's modulation) its lists of places double on every way round,
+without end; a linear layer that makes as many pixels as the first is not met."""
+
+
+class TooFarError(Exception):
+    """The channels of a layer reach more places than can be followed."""
+
+
+class _Meter:
+    """How many places the question under way may still go through."""
+
+    def __init__(self) -> None:
+        self.most = self.left = MOST_PLACES
+
+    def count(self, places: list[Any]) -> list[Any]:
+        """The places, counted; TooFarError if they are too many."""
+        self.left -= len(places)
+        if self.left < 0:
+            self.most = max(self.most // 2, min(self.most, FEWEST_PLACES))
+            raise TooFarError
+        return places
+
+
+class _Metered(list[Any]):
+    """The index mappings of one dependency, whose places are counted."""
+
+    def __init__(self, mappings: Sequence[Any], meter: _Meter) -> None:
+        super().__init__(mappings)
+        self._meter = meter
+
+    def __iter__(self) -> Iterator[Any]:
+        for mapping in super().__iter__():
+            if mapping is None:
+                yield None
+            else:
+                yield lambda places, mapping=mapping: self._meter.count(mapping(places))
 
 
 class _Gated(nn.Module):
@@ -42,7 +81,7 @@ class _Gated(nn.Module):
 
 
 def trace(network: str, bare: nn.Module, inputs: Inputs) -> Any:
-    """torch-pruning's graph of a network; ConfigError if there is none."""
+    """torch-pruning's graph of a network, its questions metered; ConfigError if there is none."""
     import torch_pruning
 
     own = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
@@ -58,7 +97,7 @@ def trace(network: str, bare: nn.Module, inputs: Inputs) -> Any:
             gated = _Gated(bare, given).eval()
             gated(*given)  # torch-pruning would hide this one's error behind its own
             graph = torch_pruning.DependencyGraph()
-            return graph.build_dependency(
+            graph.build_dependency(
                 gated, example_inputs=given, output_transform=_ends, verbose=False
             )
     except Exception as error:
@@ -67,6 +106,11 @@ def trace(network: str, bare: nn.Module, inputs: Inputs) -> Any:
             f"network {network!r} cannot be followed channel by channel "
             f"({type(error).__name__}: {text}); prune the others, or single weights"
         ) from error
+    graph.meter = _Meter()
+    for node in graph.module2node.values():
+        for dep in node.dependencies:
+            dep.index_mapping = _Metered(dep.index_mapping, graph.meter)
+    return graph
 
 
 def _ends(made: Any) -> list[Tensor]:
@@ -104,6 +148,7 @@ def coupled(graph: Any, part: nn.Module) -> list[Item]:
     """What goes with the channels of a layer, counted from the member that has the fewest.
 
     Behind a concatenation a layer has the channels of several groups, and those of one are meant.
+    TooFarError where they reach more places than can be followed.
     """
     items = _items(graph, part, [0])
     if any(item.is_output for item in items):
@@ -125,6 +170,7 @@ def coupled(graph: Any, part: nn.Module) -> list[Item]:
 
 def _items(graph: Any, root: nn.Module, channels: Sequence[int]) -> list[Item]:
     pruner = graph.get_pruner_of_module(root)
+    graph.meter.left = graph.meter.most
     found = []
     for entry in graph.get_pruning_group(root, pruner.prune_out_channels, list(channels)):
         positions: dict[int, list[int]] = {}

@@ -33,6 +33,7 @@ from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks, count
 from tombola.sparsity.select import top
 from tombola.tasks.base import Networks, Task, Turn
+from tombola.training.keeping import Keeping
 from tombola.training.trainer import BatchSource, Settings, Trainer, under
 
 
@@ -140,7 +141,8 @@ class GatedTrainer(MaskTrainer):
             adam = torch.optim.Adam(gates, lr=RATES[0], eps=EPSILON, fused=True)
             key = f"gates/{turn.name}"
             self._adams.append(adam)
-            self.optimizers[key], self._numbered[key] = adam, gates
+            self.optimizers[key] = adam
+            self._kept.append(Keeping(key, adam))
             self.scaling.join(turn.name, adam)
             self._learners[turn.name] += gates
             self._trained += gates
@@ -151,10 +153,14 @@ class GatedTrainer(MaskTrainer):
         if step % OFFSET_STEPS == 0:
             self.b = offset(self.gates, gates_count(self.size, self.keep, step, steps))
         self._beta = sharpness(step, steps)
+        super().advance()
+
+    def _schedule(self, step: int) -> None:
+        """The task's schedule is that of its weights; gates have their own."""
+        super()._schedule(step)
         for adam in self._adams:
             for group in adam.param_groups:
-                group["lr"] = gates_rate(step, steps)
-        super().advance()
+                group["lr"] = gates_rate(step, self.settings.total_steps)
 
     def mask(self) -> Masks:
         """The weights of the highest |w| z, with b as the gates are now."""

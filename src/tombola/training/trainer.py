@@ -23,6 +23,7 @@ from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import load_plain_state, plain_parameters, plain_state
 from tombola.tasks.base import Networks, Task, Turn
+from tombola.training.keeping import ELEMENTWISE, Keeping, evaluation_weights
 from tombola.training.scaling import Scaling
 
 LOG_ROWS = 100
@@ -74,15 +75,9 @@ class Trainer:
         self.optimizers = {
             turn.name: task.optimizer(turn.name, self._learners[turn.name]) for turn in task.turns
         }
-        self._numbered = {
-            turn: [leaf for group in each.param_groups for leaf in group["params"]]
-            for turn, each in self.optimizers.items()
-        }
-        """Turn -> parameters as the state of its optimizer numbers them: group by group."""
+        self._kept = [Keeping(turn, each) for turn, each in self.optimizers.items()]
         self.scaling = Scaling(settings.runtime, self.optimizers)
         self._constrains = type(task).constrain is not Task.constrain
-        self._factor = 1.0
-        self._rates = [(o, [g["lr"] for g in o.param_groups]) for o in self.optimizers.values()]
         self._trained = [p for each in self._learners.values() for p in each]
         self._blank: Tensor | None = None
         self._pending: list[tuple[int, str, Tensor]] = []
@@ -119,6 +114,8 @@ class Trainer:
                 for scale in self._pressed.get(turn.name, ()):
                     if scale.grad is not None:
                         scale.grad.add_(scale.detach().sign(), alpha=self._pressure)
+                if self.hold is not None and type(self.optimizers[turn.name]) not in ELEMENTWISE:
+                    self.hold.mask_gradients()
                 self.scaling.step(turn.name)
                 if self._constrains:
                     with torch.no_grad():
@@ -148,9 +145,7 @@ class Trainer:
     def moments_of(self) -> dict[str, list[str]]:
         """Turn -> ``network.parameter`` of what learns in it, in its optimizer's order."""
         names = {id(leaf): name for name, leaf in _named_parameters(self.networks)}
-        return {
-            turn: [names[id(leaf)] for leaf in leaves] for turn, leaves in self._numbered.items()
-        }
+        return {each.name: [names[id(leaf)] for leaf in each.leaves] for each in self._kept}
 
     def _seed(self, value: int) -> None:
         """Seed torch's global generators of the devices that the losses draw from."""
@@ -168,13 +163,8 @@ class Trainer:
 
     def _schedule(self, step: int) -> None:
         """Set the learning rates of this step: a function of the step alone, so resume is exact."""
-        factor = self.task.schedule(step, self.settings.total_steps)
-        if factor == self._factor:
-            return
-        self._factor = factor
-        for optimizer, rates in self._rates:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        for each in self._kept:
+            each.rate(self.task.schedule(step, self.settings.total_steps))
 
     def _images(self, turn: Turn, draw: int) -> Any:
         """The turn's batch; for a turn without images a blank one of the same size."""
@@ -252,26 +242,26 @@ class Trainer:
                 if len(odd):
                     raise DivergedError(self.step, f"a weight of {name}", float(odd[0]))
             assert not leaks, f"pruned weights are not zero in {', '.join(leaks)}"
-        source = {**named_state(self.networks), **(self._averages if averaged else {})}
-        state = {name: value.detach().clone() for name, value in source.items()}
+        with evaluation_weights(self.optimizers.values()):
+            source = {**named_state(self.networks), **(self._averages if averaged else {})}
+            state = {name: value.detach().clone() for name, value in source.items()}
         if self.hold is not None:
             self.hold.mask_state(state)
         return state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a later process needs to go on: tensors by name, and a manifest."""
+        """Everything that a later process needs to go on: tensors by name, and a manifest.
+
+        ConfigError for an optimizer that keeps what cannot be written.
+        """
         self.check()
         tensors = {f"network.{k}": v.detach() for k, v in named_state(self.networks).items()}
         tensors.update({f"average.{k}": v for k, v in self._averages.items()})
         scalars: dict[str, Any] = self.scaling.state()
-        for turn, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                for key, value in entries.items():
-                    name = f"optimizer.{turn}.{index}.{key}"
-                    if isinstance(value, Tensor):
-                        tensors[name] = value.detach()
-                    else:
-                        scalars[name] = value
+        for each in self._kept:
+            more, values = each.state()
+            tensors |= more
+            scalars |= values
         manifest = {
             "step": self.step,
             "seed": self.settings.seed,
@@ -305,25 +295,14 @@ class Trainer:
         for name, value in self._averages.items():
             value.copy_(tensors[f"average.{name}" if whole else f"network.{name}"])
         if whole:
-            self._load_optimizers(tensors, manifest["scalars"])
             self.scaling.load(manifest["scalars"])
             self.log = list(manifest["log"])
         self.step = int(manifest["step"])
-
-    def _load_optimizers(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        for turn, optimizer in self.optimizers.items():
-            prefix = f"optimizer.{turn}."
-            state: dict[int, dict[str, Any]] = {}
-            entries: dict[str, Any] = {**under(tensors, prefix)}
-            entries.update(
-                {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
-            )
-            for name, value in entries.items():
-                index, _, key = name.partition(".")
-                parameter = self._numbered[turn][int(index)]
-                state.setdefault(int(index), {})[key] = _like(value, parameter)
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if whole:
+            total = self.settings.total_steps
+            factor = self.task.schedule(self.step - 1, total) if self.step else 1.0
+            for each in self._kept:
+                each.load(tensors, manifest["scalars"], factor)
 
 
 def prepare(networks: Networks, runtime: Runtime) -> None:
@@ -374,13 +353,6 @@ def _named_parameters(networks: Networks) -> Iterator[tuple[str, nn.Parameter]]:
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _like(value: Any, parameter: nn.Parameter) -> Any:
-    """An optimizer's tensor in the memory format of its parameter: fused kernels ask for it."""
-    if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return value
 
 
 def _learners(turn: Turn, networks: Networks) -> list[nn.Parameter]:
