@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tombola.errors import TicketError
-from tombola.sparsity.container import Header, Raw, Source, open_file, write_file
+from tombola.sparsity.container import Raw, Source, open_file, write_file
 from tombola.sparsity.layout import (
     CHECKPOINT_FORMAT,
     COMPLEX,
+    Header,
     check_pairs,
     complex_names,
     expect,
