@@ -373,6 +373,9 @@ def never():
         ({"rounds": True}, "rounds got True"),
         ({"seeds": 2}, "seeds=2 needs networks to be drawn anew"),
         ({"controls": "erk"}, "control 'erk' does not go with a training of your own"),
+        ({"controls": "none,reinit"}, "controls got 'none,reinit'; none stands alone"),
+        ({"controls": ""}, "controls is empty; give at least one value, or leave it out"),
+        ({"prune": "net,net"}, "prune got net,net; give each value once"),
         ({"prune": "critic"}, "unknown network 'critic'"),
         ({"clock": "critic"}, "unknown network 'critic'"),
         (

@@ -117,8 +117,6 @@ def coerce(name: str, value: Any, kind: str) -> Any:
     ConfigError names what was expected.
     """
     if kind.startswith("tuple"):
-        if value == "none":
-            return ()
         # A text of networks is one set of them; several sets come as a list.
         whole = isinstance(value, str) and name == "prune.networks"
         items = value.split(",") if isinstance(value, str) and not whole else value
@@ -127,6 +125,8 @@ def coerce(name: str, value: Any, kind: str) -> Any:
         named = tuple(str(item).strip() for item in items if str(item).strip())
         if isinstance(value, str) and not named:
             raise ConfigError(f"{name} is empty; give at least one value, or leave it out")
+        if named == ("none",):
+            return ()
         if "none" in named:
             raise ConfigError(f"{name} got {value!r}; none stands alone, without other values")
         return named

@@ -11,12 +11,12 @@ from typing import Any
 
 from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
-from tombola.limits import ascending, integer
+from tombola.limits import ascending, distinct, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS
 from tombola.sparsity.masks import prunable
-from tombola.values import decimal_fraction, split_networks
+from tombola.values import coerce, decimal_fraction, split_networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,6 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
     ascending("sparsity", sparsity, decimal_fraction)
     if chosen.clock is not None and chosen.clock not in modules.networks:
         raise unknown("network", chosen.clock, modules.networks, "for the clock")
-    controls = chosen.controls.split(",") if isinstance(chosen.controls, str) else chosen.controls
     return Facts(
         task=chosen.task or _name(train),
         data=chosen.data,
@@ -112,7 +111,7 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         rate=str(chosen.rate),
         sparsity=sparsity,
         seeds=seeds,
-        controls=tuple(name.strip() for name in controls if name.strip() != "none"),
+        controls=coerce("controls", chosen.controls, "tuple"),
         steps=steps,
         asked={
             "train": _identity(train),
@@ -129,7 +128,9 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
 
 def _pruned(chosen: Options) -> tuple[str, ...]:
     prune = chosen.prune
-    return split_networks(prune) if isinstance(prune, str) else tuple(prune)
+    names = split_networks(prune) if isinstance(prune, str) else tuple(prune)
+    distinct("prune", names)
+    return names
 
 
 def pool_of(modules: Modules, chosen: Options) -> dict[str, int]:
