@@ -185,7 +185,7 @@ class Exports:
             if cell.seed != 0 or (cell.draw or 1) != 1:
                 continue
             yield self.tables.place("samples", cell)
-            if self.tables.store.wrote(cell.evaluate, "grid.png"):
+            if self.tables.wrote(cell.evaluate, "grid.png"):
                 grid = self.tables.store.read(cell.evaluate, "grid.png", Path.read_bytes)
                 write_atomic(self._place("samples", cell), grid)
 

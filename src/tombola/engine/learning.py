@@ -142,7 +142,7 @@ def settling_shares(plan: Plan, record: Records) -> dict[str, dict[int, float]]:
     for cell, made in _dense(plan, record):
         last, early = str(made["step"]), str(four_fifths(made["step"]))
         paths = {
-            metric: [made["by_step"].get(step, {}).get(metric) for step in (early, last)]
+            metric: [made.get("by_step", {}).get(step, {}).get(metric) for step in (early, last)]
             for metric in made["values"]
             if rule_of(metric) is not None
         }

@@ -118,6 +118,10 @@ class Output:
             self.records[name] = self.store.record(name)
         return self.records[name]
 
+    def wrote(self, name: str, file: str) -> bool:
+        """Whether a run left a file; one that is left out did not."""
+        return name not in self.plan.left_out and self.store.wrote(name, file)
+
     def write(
         self, runs: Mapping[str, int], progress: Mapping[str, int] | None = None
     ) -> dict[str, Any]:
@@ -292,7 +296,7 @@ class Output:
         """Tickets of seed 0 with layers that lost every weight."""
         for cell in tickets(self.plan):
             name = str(cell.ticket)
-            if cell.seed == 0 and self.store.wrote(name, TICKET):
+            if cell.seed == 0 and self.wrote(name, TICKET):
                 names = collapsed(self.store.read(name, TICKET, load_ticket).masks)
                 if names:
                     yield f"{self.arm_label(cell.arm)}/round{cell.round:02d}", names
