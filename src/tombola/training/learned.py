@@ -7,7 +7,7 @@ gates multiply the weights within the forward pass alone, under a spectral norm 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ from tombola.sparsity.select import top
 from tombola.tasks.base import Networks, Task, Turn
 from tombola.training.keeping import Keeping
 from tombola.training.trainer import BatchSource, Settings, Trainer, under
+
+_optim = torch.optim
+COUPLED = (
+    _optim.Adadelta, _optim.Adagrad, _optim.Adam, _optim.Adamax, _optim.ASGD, _optim.NAdam,
+    _optim.RAdam, _optim.RMSprop, _optim.SGD,
+)  # fmt: skip
+"""Optimizers whose weight decay is the gradient of an L2 term of the loss, unless decoupled."""
 
 
 class MaskTrainer(Trainer):
@@ -112,7 +119,12 @@ class GradualTrainer(MaskTrainer):
 
 
 class GatedTrainer(MaskTrainer):
-    """Learns weights and gates together: each network's gates in the turns in which it learns."""
+    """Learns weights and gates together: each network's gates in the turns in which it learns.
+
+    What decays is the weight that the network has, w z. If w alone did, it would rest where the
+    decay holds the loss's gradient up, and the same gradient would open its gate further and
+    further: the more, the larger the weight. Networks with small weights would lose all of them.
+    """
 
     def __init__(
         self,
@@ -130,7 +142,9 @@ class GatedTrainer(MaskTrainer):
         inner = {id(leaf): name for name, leaf in self._whole.named_parameters()}
         self._inner = {name: inner[id(weight)] for name, weight in pool.items()}
         self._adams: list[torch.optim.Adam] = []
+        self._decays: dict[str, list[tuple[float, list[nn.Parameter]]]] = {}
         for turn in task.turns:
+            self._decays[turn.name] = list(_taken_decays(self.optimizers[turn.name]))
             self._join(turn)
 
     def _join(self, turn: Turn) -> None:
@@ -188,7 +202,29 @@ class GatedTrainer(MaskTrainer):
             for name, weight in self.pool.items()
         }
         found: Tensor | dict[str, Tensor] = functional_call(self._whole, gated, (turn, images))
-        return found
+        decays = self._decays[turn.name]
+        if not decays:
+            return found
+        seen = {id(weight): gated[self._inner[name]] for name, weight in self.pool.items()}
+        l2 = torch.stack([
+            0.5 * decay * seen.get(id(leaf), leaf).square().sum()
+            for decay, leaves in decays for leaf in leaves
+        ]).sum()  # fmt: skip
+        slope = l2 - l2.detach()  # nothing but its gradient: the loss stays the task's
+        if isinstance(found, dict):
+            return {**found, "loss": found["loss"] + slope}
+        return found + slope
+
+
+def _taken_decays(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """The decay, above 0, of each group of parameters that has an L2 term; the optimizer's is 0."""
+    for group in optimizer.param_groups:
+        decay = group.get("weight_decay", 0.0)
+        if decay and isinstance(optimizer, COUPLED) and not group.get("decoupled_weight_decay"):
+            group["weight_decay"] = 0.0
+            yield decay, group["params"]
 
 
 class _Whole(nn.Module):
