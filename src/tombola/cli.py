@@ -253,6 +253,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
     add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
+    add("--exclude", metavar="LIST", help="layers to leave out: first, last, NETWORK.PARAMETER")
     add("--rewind", metavar="STEP", help="where weights go back to: 500it, 0it (default: 10it)")
     add("--steps", type=int, metavar="N", help="stop each training there (default: its own end)")
     add("--seeds", type=int, metavar="N", help="training seeds, put in for {seed} (default: 1)")
