@@ -488,3 +488,33 @@ def test_the_rank_is_remembered_when_its_group_is_gone(tmp_path, monkeypatch):
     assert ending.rank() == 1
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     assert ending.rank() == 1
+
+
+def test_what_is_excluded_is_no_part_of_the_pool(begin):
+    begin(exclude=("generator.0.weight", "last"))
+    networks = pair()
+    torch.nn.utils.prune.identity(networks["generator"][0], "weight")  # cannot be pruned
+    tombola.attach(networks)
+    assert list(attaching._active._work.ending.prunable) == ["discriminator.0.weight"]
+    gan_steps(networks, 1)
+    finish()
+
+
+def test_what_a_layer_loses_is_told_to_the_search_and_not_laid_on_the_script(begin):
+    class Shifted(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight + 1, self.bias)
+
+    part = begin()
+    networks = pair()
+    networks["generator"][2] = Shifted(6, 4)
+    tombola.attach(networks)
+    with pytest.raises(ConfigError) as caught:
+        gan_steps(networks, 1)
+    sys.last_value = caught.value  # as Python leaves it when a script has failed
+    try:
+        finish()
+    finally:
+        del sys.last_value
+    fault = json.loads((part / orders.FAULT).read_text())["fault"]
+    assert fault.startswith("'generator.2.weight' cannot be pruned: where it is zero")

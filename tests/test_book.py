@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import tombola
+from tombola import config as configs
 from tombola.errors import ConfigError
-from tombola.loops import draws
+from tombola.loops import asking, draws
 from tombola.loops.book import FINAL, REWIND, TICKET, Book, Facts, Round
 from tombola.loops.folder import write_config, write_folder
 from tombola.loops.measured import check_rule, save_images
@@ -181,3 +182,30 @@ def test_images_become_a_sheet_of_eight_columns(tmp_path):
         with pytest.raises(ConfigError, match="sample gave"):
             save_images(tmp_path / "c.png", bad)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_script_search_is_named_by_what_it_leaves_out_only_if_it_does(tmp_path):
+    words = ["python", "-c", "pass"]
+    asked = [
+        asking.request_of(
+            configs.build({"prune": prune, "search": {"seeds": 1}}), words, tmp_path / "o", ""
+        ).facts.asked
+        for prune in ({}, {"exclude": ["first"]})
+    ]
+    assert asked == [
+        {"words": words, "files": {}},
+        {"words": words, "files": {}, "exclude": ["first"]},
+    ]
+
+
+def test_what_was_judged_is_kept_only_where_it_is_not_what_was_left(tmp_path):
+    facts = Facts(task="t", rewind_steps=1, rounds=1)
+    book = Book(tmp_path, facts)
+    (tmp_path / "store").mkdir()
+    for level, judged in ((0, ""), (1, "judged with the evaluation weights of Free")):
+        arm = "ticket" if level else "dense"
+        round_ = Round(arm=arm, seed=0, round=level, steps=2, seconds=1.0, judged=judged)
+        book.commit(round_)
+        assert book.read(arm, 0, level).judged == judged
+        kept = book.store.record(book.name(arm, 0, level))["round"]
+        assert ("judged" in kept) == bool(judged)

@@ -142,6 +142,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--rate", metavar="P", help="share of the weights removed each round (default: 0.2)")
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
     add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
+    add("--exclude", metavar="LIST", help="layers to leave out: first, last, NETWORK.PARAMETER")
     add(
         "--rewind",
         metavar="STEP",

@@ -34,6 +34,8 @@ def do_run(options: argparse.Namespace) -> int:
                 tables[section][name] = value
     if options.prune is not None:
         tables["prune"]["networks"] = options.prune
+    if options.exclude is not None:
+        tables["prune"]["exclude"] = [name.strip() for name in options.exclude.split(",")]
     config = configs.build(tables)
     from tombola.loops import asking
 

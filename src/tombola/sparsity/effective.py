@@ -29,7 +29,7 @@ from tombola.errors import ConfigError
 from tombola.sparsity.cutting import copied
 from tombola.sparsity.names import own_tensors, walk
 
-LEAVE_OUT = "or leave the layer out with exclude (prune.exclude)"
+LEAVE_OUT = "or leave the layer out (exclude=, --exclude, --set prune.exclude)"
 MOST_NAMED = 3
 """Layers that one refusal names."""
 _SECOND = frozenset(
