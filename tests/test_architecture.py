@@ -25,6 +25,7 @@ TIERS = (
     {"__init__"},
     {"atomic", "hub", "limits", "models", "registry", "runtime", "streams", "values"},
     {"learned_config"},
+    {"search_config"},
     {"config"},
     {"data", "metrics", "runs", "sparsity", "tasks"},
     {"exported", "training"},

@@ -140,7 +140,7 @@ def test_find_ends_with_the_verdict_and_the_report(found):
     code, out, _ = call("find", TASK, *ARM, "--out", found)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split()[:4] == ["metric", "verdict", "wins", "up"]
+    assert lines[0].split()[:4] == ["metric", "verdict", "matches", "up"]
     assert lines[-2].startswith("Not enough runs for a verdict on reconstruction error")
     assert lines[-1] == f"report: {found / 'report.html'}"
 
@@ -242,7 +242,7 @@ def test_the_lists_say_what_each_task_and_source_is():
     ) in lines
     assert any(re.match(r"  beta-vae .* Quick: 1,200 steps\.$", line) for line in lines)
     assert "  folder:PATH  Any tree of images." in lines
-    assert "  imp, one-shot, early-bird, snip, grasp, synflow, random" in lines
+    assert "  imp, one-shot, early-bird, snip, grasp, synflow, random, gates, gradual" in lines
     for name in registry.TASKS.names():
         preset = registry.TASKS.load(name).presets["quick"]
         assert f"Quick: {preset['steps']:,} steps." in next(
