@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tombola.metrics.statistics import SearchKey
 
 import report_standin as standin
 from tombola import cli
 from tombola.errors import ConfigError, DataError, UserError
 from tombola.report import folder as folders
 from tombola.report import plots, savings, settling, shapes
-from tombola.report.curves import file_name, folder_of
+from tombola.report.curves import Drawn, file_name, folder_of
 from tombola.report.figure import write_figure
 from tombola.report.folder import read_folder
 from tombola.report.page import write_report
@@ -321,7 +320,7 @@ def test_brackets_without_end_are_no_fault_of_ours(originals: list[Path], tmp_pa
 
 
 def test_cells_name_no_place_elsewhere() -> None:
-    key = SearchKey("imp", "../../../up", None, "p" * 400, None)
+    key = Drawn("imp", "../../../up", None, "p" * 400, None)
     assert folder_of(key) == "imp-..-..-..-up-r0"
     assert folder_of(key, several_precisions=True) == f"imp-..-..-..-up-r0-{'p' * 21}"
     assert file_name("a\0b\\c") == "a-b-c"
