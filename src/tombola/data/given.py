@@ -41,7 +41,7 @@ def label_tensor(labels: Any, count: int, what: str) -> Tensor | None:
     if labels is None:
         return None
     try:
-        numbers = torch.as_tensor(labels).cpu()
+        numbers = torch.as_tensor(labels, device="cpu").cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: labels are not numbers ({error}); give integers (N,)") from error
     whole = not numbers.is_floating_point() and not numbers.is_complex()

@@ -71,7 +71,10 @@ def split_indices(count: int, validation: int, judge: int) -> dict[str, Tensor]:
         "validation": ranks[judge : judge + validation],
         "judge": ranks[:judge],
     }
-    return {name: torch.tensor(sorted(cut), dtype=torch.int64) for name, cut in cuts.items()}
+    return {
+        name: torch.tensor(sorted(cut), dtype=torch.int64, device="cpu")
+        for name, cut in cuts.items()
+    }
 
 
 def data_hash(splits: dict[str, Tensor], labels: dict[str, Tensor | None]) -> str:
@@ -106,7 +109,7 @@ def assemble(
     adapted = [train]
     if raw.test is not None:
         test = adapt_all(raw.test, shape, skip_broken=skip_broken, progress=progress)
-        kept = _unbroken(torch.arange(len(raw.test)), test)
+        kept = _unbroken(torch.arange(len(raw.test), device="cpu"), test)
         test_labels = _labels_of(raw.test_labels, test, f"{name}, test")
         splits["judge"], numbers["judge"] = test.images[kept], _take(test_labels, kept)
         adapted.append(test)
@@ -129,7 +132,7 @@ def assemble(
 def _unbroken(indices: Tensor, part: Adapted) -> Tensor:
     if not part.broken:
         return indices
-    return indices[~torch.isin(indices, torch.tensor(sorted(part.broken)))]
+    return indices[~torch.isin(indices, torch.tensor(sorted(part.broken), device="cpu"))]
 
 
 def _take(labels: Tensor | None, indices: Tensor) -> Tensor | None:

@@ -69,7 +69,7 @@ def to_raw(tensor: Tensor) -> Raw:
 def read_tensor(source: Source, name: str) -> Tensor:
     """One tensor of a checked file, as stored."""
     entry = source.header.entries[name]
-    buffer = torch.empty(entry.size, dtype=torch.uint8)
+    buffer = torch.empty(entry.size, dtype=torch.uint8, device="cpu")
     source.read_into(name, buffer.numpy().data)
     # A byte other than 0 and 1 in a torch.bool is undefined behaviour: compare, do not view.
     plain = buffer != 0 if entry.dtype == "BOOL" else buffer.view(_TEXT_TO_DTYPE[entry.dtype])
