@@ -31,7 +31,7 @@ from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
-from tombola.sparsity.hold import Hold
+from tombola.loops.starting import Start
 from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
@@ -157,14 +157,29 @@ def _several(optimizers: Any) -> list[Any]:
 class _Watch(Clock):
     """A clock that looks around before each turn, and ends the process where it stops."""
 
-    def __init__(self, look: Callable[[], None], *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self._look = look
+    advice = "attach once the networks are built, initialised and loaded"
 
-    def _turn_begins(self, key: Hashable) -> None:
-        self._look()
+    def __init__(self, work: _Work, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._work = work
+
+    def _before(self, optimizer: Any) -> None:
+        with self._work.faults():
+            super()._before(optimizer)
+
+    def _after(self, optimizer: Any) -> None:
+        with self._work.faults():
+            super()._after(optimizer)
+
+    def _check_start(self, start: Start) -> None:
+        if not self._work.ending.rank():  # wrappers give rank 0's weights to the others
+            with self._work.faults():
+                super()._check_start(start)
+
+    def _turn_begins(self, key: Hashable, networks: frozenset[str]) -> None:
+        self._work.look()
         try:
-            super()._turn_begins(key)
+            super()._turn_begins(key, networks)
         except Stopped:
             sys.exit(0)  # the round is over; close() is called on the way out
 
@@ -184,7 +199,6 @@ class _Work:
         self.averaged, self.ending = averaged, ending
         self.masks: Masks | None = None
         self.clock: _Watch
-        self._begun: dict[str, tuple[nn.Parameter, Tensor]] | None = None
         self._process = os.getpid()
         self._closed = False
         self._last_error = getattr(sys, "last_value", None)
@@ -204,7 +218,7 @@ class _Work:
             else:
                 permute(self.networks, order.seed, f"reinit/{order.round}")
         self.clock = _Watch(
-            self._look,
+            self,
             self.networks,
             masks=self.masks,
             counted=counted,
@@ -215,7 +229,6 @@ class _Work:
         self.clock.start()
         if order.start != "own":
             averages.begin(self.averaged, self.networks)
-        self._begun = {k: (leaf, leaf.detach().clone()) for k, leaf in leaves(self.networks)}
         self.ending.begin()
         now = time.monotonic()
         self._look_at, self._save_at = now + LOOK_SECONDS, now + SAVE_SECONDS
@@ -247,15 +260,11 @@ class _Work:
 
     def applied(self, network: str | None) -> None:
         """An update was made by hand: hold, count, and look, in this order."""
-        self._begun = None  # the weights have been changed already
         self.clock.hold([network] if network in self.networks else None)
         self.clock.apply(network)
 
-    def _look(self) -> None:
-        """Before each turn: what must be seen at once, and what once a second or a minute."""
-        if self._begun is not None:
-            with self.faults():
-                self._check_begun()
+    def look(self) -> None:
+        """Before each turn: what must be seen once a second or a minute."""
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -266,37 +275,8 @@ class _Work:
         if now >= self._save_at:
             self._save_at = now + SAVE_SECONDS
             with self.faults():
-                self.audit()
+                self.clock.audit()
             self.save()
-
-    def _check_begun(self) -> None:
-        """ConfigError if the weights are no longer those that the round was to begin with."""
-        begun, self._begun = self._begun, None
-        if begun is None or self.ending.rank():  # wrappers give rank 0's weights to the others
-            return
-        now = dict(leaves(self.networks))
-        replaced = [name for name, (leaf, _) in begun.items() if now.get(name) is not leaf]
-        changed = [
-            n for n, (leaf, then) in begun.items() if not bool((leaf == then.to(leaf)).all())
-        ]
-        if replaced or changed:
-            raise ConfigError(
-                f"between tombola.attach and the first step the weights were changed "
-                f"({', '.join((replaced or changed)[:3])}); attach once the networks are built, "
-                "initialised and loaded"
-            )
-
-    def audit(self) -> None:
-        """ConfigError naming the weights that are not zero though they are pruned."""
-        if self.masks is None:
-            return
-        leaks = Hold(self.networks, self.masks).leaks()
-        if leaks:
-            raise ConfigError(
-                f"pruned weights are not zero at step {self.clock.running} in "
-                f"{', '.join(leaks[:3])}: something changes them outside of an optimizer's step; "
-                "call apply() of what attach returned after each such change"
-            )
 
     def save(self) -> None:
         """Write the networks as they are, whole or not at all."""
@@ -327,7 +307,7 @@ class _Work:
         try:
             with self.faults():
                 try:
-                    self.audit()
+                    self.clock.audit()
                 finally:
                     self.clock.close()
                 self.ending.write(self)
