@@ -500,6 +500,24 @@ def test_what_is_measured_gets_a_verdict(tmp_path):
     assert one.summary["verdicts"]["score"]["margin"] == 0.2
 
 
+def test_the_direction_of_a_metric_is_that_of_its_search(tmp_path):
+    net = {"net": nn.Linear(4, 3)}
+
+    def train():
+        optimizer = torch.optim.SGD(net["net"].parameters(), 0.1)
+        while True:
+            optimizer.step()
+
+    options = {**SMALL, "rounds": 1, "controls": "none", "judge": lambda: 1.0}
+    for better in ("higher", "lower"):  # a slip, mended in the same process
+        found = tombola.draw(train, net, out=tmp_path / better, better=better, **options)
+        assert found.summary["verdicts"]["score"]["better"] == better
+    config = json.loads((tmp_path / "lower/config.json").read_text())
+    assert config["resolved"]["margins"]["score"]["better"] == "lower"
+    with pytest.raises(tombola.ConfigError, match="metric 'score' is not one that Tombola knows"):
+        tombola.draw(train, net, out=tmp_path / "none", **options)
+
+
 def test_averages_that_outlive_the_function_begin_anew_and_are_judged(tmp_path):
     net = {"net": nn.Linear(6, 6, bias=False)}
     average = nn.Linear(6, 6, bias=False)

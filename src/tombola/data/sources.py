@@ -33,7 +33,7 @@ from tombola.data.download import download
 from tombola.data.given import checked_images, label_tensor, stack
 from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble
 from tombola.errors import DataError, UserError
-from tombola.registry import DATA, file_sha256, is_file_spec, split_file_spec
+from tombola.registry import DATA, code_sha256, is_file_spec, split_file_spec
 
 __all__ = ["Images", "Raw", "check_source", "load_images", "native_channels", "save_tensor_source"]
 
@@ -143,7 +143,7 @@ def load_images(
     where = None
     if raw.files:
         origin = f"{spec}\n{_place(spec, data_dir)}\n{skip_broken}"
-        code = file_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
+        code = code_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
         where = cache.slot(name, shape, origin, raw.files, state="\n".join([code, *raw.notes]))
     if where is not None and (stored := cache.read(where)) is not None:
         tensors, metadata = stored

@@ -72,6 +72,7 @@ def resolved(setting: Setting, command: str, recipe: str) -> dict[str, Any]:
             "family": setting.task.family,
             "data": setting.images.name,
             "data_sha256": setting.images.sha256,
+            "files": setting.files,
             "data_note": setting.images.note,
             "images": {split: len(t) for split, t in setting.images.splits.items()},
             "shape": list(setting.shape),

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola.engine.surroundings import git_commit, versions
+from tombola.errors import ConfigError
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
-from tombola.metrics.rules import Rule, fixed_margins, register_rule
+from tombola.metrics.rules import Rule, fixed_margins, own_rules
 from tombola.metrics.statistics import OWN_ARMS, search_key, summarise
 from tombola.report.page import write_report
 from tombola.runs.results import CostRow, Row, write_costs, write_results
@@ -40,9 +41,8 @@ def write_config(book: Book) -> None:
     facts = book.facts
     whole = [book.read(*each) for each in book.rounds() if book.has(*each)]
     made = next((each for each in whole if not each.not_run), None)
-    for each in whole:  # the margins of what a training measured besides are fixed with the others
-        for metric, rule in each.rules.items():
-            register_rule(metric, Rule(rule["better"], rule["margin"]))
+    with own_rules(_rules(whole)):  # margins of what is measured besides are fixed with the others
+        margins = fixed_margins()
     write_json(
         book.out / CONFIG,
         {
@@ -67,13 +67,28 @@ def write_config(book: Book) -> None:
                 "parameters": dict(facts.parameters),
                 "prunable": list(facts.prunable),
                 "prunable_weights": {facts.networks: sum(facts.prunable.values())},
-                "margins": fixed_margins(),
+                "margins": margins,
                 "shape": next((list(each.shape) for each in whole if each.shape), None),
             },
             "versions": versions(),
             "git_commit": git_commit(),
         },
     )
+
+
+def _rules(rounds: Sequence[Round]) -> dict[str, Rule]:
+    """What the trainings of a search say of metrics that have no rule; ConfigError for two ways."""
+    found: dict[str, Rule] = {}
+    for made in rounds:
+        for metric, given in made.rules.items():
+            rule = Rule(given["better"], given["margin"])
+            if found.setdefault(metric, rule) != rule:
+                raise ConfigError(
+                    f"metric {metric!r} has two rules in one search: {found[metric].better} is "
+                    f"better by {found[metric].margin}, and {rule.better} by {rule.margin}; give "
+                    "one, and another out folder"
+                )
+    return found
 
 
 @dataclass(frozen=True)
@@ -175,11 +190,12 @@ class _Folder:
     def _summary(self, runs: Mapping[str, int]) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
         own = [row for row in self.rows if row.arm in OWN_ARMS]
-        verdicts = summarise(
-            self.rows,
-            controls=self.book.facts.controls,
-            searches=list(dict.fromkeys(search_key(row) for row in own)),
-        )
+        with own_rules(_rules(self.rounds)):
+            verdicts = summarise(
+                self.rows,
+                controls=self.book.facts.controls,
+                searches=list(dict.fromkeys(search_key(row) for row in own)),
+            )
         trained = [made for made in self.rounds if not made.not_run]
         return {
             **verdicts,

@@ -19,7 +19,14 @@ from tombola.metrics.features import find_inception, shipped_judge
 from tombola.metrics.own_judge import try_own_judge
 from tombola.metrics.rules import rule_of
 from tombola.recipes.trial import Thin, Work, first_line, task_options, thinner, try_task
-from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
+from tombola.registry import (
+    TASKS,
+    code_files,
+    code_sha256,
+    file_sha256,
+    is_file_spec,
+    split_file_spec,
+)
 from tombola.runtime import Runtime, check_precision, resolve_device, seed_everything
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.cutting import Inputs
@@ -73,7 +80,7 @@ class Setting:
         task: dict[str, Any] = {"name": name, "options": task_options(self.task)}
         if is_file_spec(name):
             path, attribute = split_file_spec(name)
-            task.update(name=attribute, sha256=file_sha256(path))
+            task.update(name=attribute, sha256=code_sha256(path))
         return {
             "task": task,
             "data": {"sha256": self.images.sha256, "shape": list(self.shape)},
@@ -83,6 +90,15 @@ class Setting:
             "device": self.device,
             "threads": self.threads,
         }
+
+    @property
+    def files(self) -> dict[str, dict[str, str]]:
+        """Each file of the user's -> the own modules that it imports, and their SHA-256."""
+        config = self.config
+        specs = (config.task.name, config.data.name, config.prune.criterion, config.judge.features)
+        paths = dict.fromkeys(split_file_spec(spec)[0] for spec in specs if is_file_spec(spec))
+        found = {str(path): code_files(path) for path in paths}
+        return {path: {k: file_sha256(v) for k, v in own.items()} for path, own in found.items()}
 
     @property
     def judged_samples(self) -> int:
