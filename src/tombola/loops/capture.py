@@ -33,13 +33,14 @@ MOST, DEPTH = 200_000, 60
 """Values that are looked at, and how deep; beyond it a thing is opaque."""
 MOST_KEYS = 100
 """Keys of a dict that are told one by one."""
-Told = dict[str, Any]
+Told = Mapping[str, Any]
 """Path, such as ``train.self.lr``, -> a number, or a word for a value with a hash."""
 _PLAIN = (bool, int, float, type(None))
+_METHODS = (types.FunctionType, property, staticmethod, classmethod)
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 
 
-def captured(roots: Mapping[str, Any], known: Mapping[int, str]) -> Told:
+def captured(roots: Mapping[str, Any], known: Mapping[int, str]) -> dict[str, Any]:
     """What decides what each root does, by path below its name.
 
     ``known``: id of an object -> what it is called where it is met; it is not looked into.
@@ -50,14 +51,18 @@ def captured(roots: Mapping[str, Any], known: Mapping[int, str]) -> Told:
     return walk.told
 
 
-def structure(network: nn.Module) -> Told:
+def structure(network: nn.Module) -> dict[str, Any]:
     """The classes of a network's modules as ``code``, and all they hold but tensors' values."""
     tensors = [*network.parameters(), *network.buffers()]
     walk = _Walk({id(tensor): f"{tuple(tensor.shape)}" for tensor in tensors})
-    walk.take("of", network)
-    told = {key: value for key, value in walk.told.items() if not key.endswith(".training")}
-    code = {key: value for key, value in told.items() if ".code" in key}
-    return {"code": _fold(code), "attributes": _fold({k: told[k] for k in told if k not in code})}
+    for name, module in network.named_modules():
+        walk.take(f"class {name}", type(module))
+    code, walk.told = walk.told, {}
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_modules", "training"):
+                walk.take(f"{name}.{key}", value)
+    return {"code": _fold(code), "attributes": _fold(walk.told)}
 
 
 def opaque(told: Told) -> list[str]:
@@ -110,9 +115,10 @@ class _Walk:
     """A walk through objects, each looked into once."""
 
     def __init__(self, known: Mapping[int, str]) -> None:
-        self.told: Told = {}
+        self.told: dict[str, Any] = {}
         self._known = known
         self._seen: dict[int, str] = {}
+        self._places: set[str] = set()
         self._kept: list[Any] = []
         """What was looked into: an id is of one object only while that lives."""
         self._depth = self._count = 0
@@ -120,32 +126,38 @@ class _Walk:
     def take(self, path: str, value: Any) -> None:
         """Take in a value, and all that it is made of."""
         self._count += 1
-        if id(value) in self._known:
+        if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
+            self.told[path] = value if type(value) in (int, type(None)) else repr(value)
+        elif id(value) in self._known:
             self.told[path] = self._known[id(value)]
-        elif isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
-            self.told[path] = value if isinstance(value, int | None) else repr(value)
+        elif (word := self._word(value)) is not None:
+            self.told[path] = word
         elif id(value) in self._seen:
             self.told[path] = f"as {self._seen[id(value)]}"
         elif self._depth > DEPTH or self._count > MOST:
             self.told[path] = f"{OPAQUE} too much to look through"
         else:
-            self._seen[id(value)] = path
+            if not isinstance(value, tuple | frozenset):  # of which equal ones may be one
+                self._seen[id(value)] = path
             self._kept.append(value)
             self._depth += 1
             try:
                 self._look(path, value)
             except (RecursionError, MemoryError):
                 raise
-            except Exception:  # objects may do anything when they are asked what they are
+            except Exception:  # as above
                 self.told[path] = f"{OPAQUE} {type(value).__name__}"
             finally:
                 self._depth -= 1
 
+    def _word(self, value: Any) -> str | None:
+        try:
+            return _word(value)
+        except Exception:  # objects may do anything when they are asked what they are
+            return f"{OPAQUE} {type(value).__name__}"
+
     def _look(self, path: str, value: Any) -> None:
-        word = _word(value)
-        if word is not None:
-            self.told[path] = word
-        elif isinstance(value, types.FunctionType):
+        if isinstance(value, types.FunctionType):
             self._function(path, value)
         elif isinstance(value, types.MethodType):
             self.take(path, value.__func__)
@@ -161,7 +173,9 @@ class _Walk:
             self._items(path, value.keywords)
         elif isinstance(value, type):
             self._class(path, value)
-        elif isinstance(value, property | staticmethod | classmethod):
+        elif isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+            self.told[path] = f"slot {value.__name__}"
+        elif isinstance(value, _METHODS):
             parts = [getattr(value, name, None) for name in ("fget", "fset", "fdel", "__func__")]
             for place, part in enumerate(part for part in parts if part is not None):
                 self.take(f"{path}.{place}", part)
@@ -230,18 +244,14 @@ class _Walk:
         """The globals that a function reads, or a function within it does."""
         for name, attributes in _names_read(function.__code__):
             if name in function.__globals__:
-                self._read(f"{path}.{name}", function.__globals__[name], attributes)
+                place, value = _read(f"{path}.{name}", function.__globals__[name], attributes)
+                if place not in self._places:  # whose attributes are read is read once
+                    self._places.add(place)
+                    self.take(place, value)
             elif not hasattr(builtins, name):
                 self.told[f"{path}.{name}"] = "not there yet"
         for name in _imports_of(function.__code__):
             self.told[f"{path}.import {name}"] = _module_word(name)
-
-    def _read(self, path: str, value: Any, attributes: tuple[str, ...]) -> None:
-        """A global; of a module of the user's, what is read of it."""
-        while isinstance(value, types.ModuleType) and attributes and not _of_library(value):
-            path, value = f"{path}.{attributes[0]}", getattr(value, attributes[0], None)
-            attributes = attributes[1:]
-        self.take(path, value)
 
     def _class(self, path: str, kind: type) -> None:
         module = sys.modules.get(kind.__module__)
@@ -250,7 +260,7 @@ class _Walk:
             return
         self.told[path] = f"class {kind.__qualname__}"
         for name, value in sorted(vars(kind).items()):
-            if name not in ("__dict__", "__weakref__", "__doc__", "__module__", "__slots__"):
+            if not name.startswith(("__", "_abc_")) or isinstance(value, _METHODS):
                 self.take(f"{path}.{name}", value)
         for place, base in enumerate(kind.__bases__):
             if base is not object:
@@ -275,6 +285,14 @@ class _Walk:
         for name, more in (("items", items), ("pairs", pairs)):
             if more is not None:
                 self.take(f"{path}.{name}", list(more))
+
+
+def _read(path: str, value: Any, attributes: tuple[str, ...]) -> tuple[str, Any]:
+    """A global and its path; of a module of the user's, what is read of it."""
+    while isinstance(value, types.ModuleType) and attributes and not _of_library(value):
+        path, value = f"{path}.{attributes[0]}", getattr(value, attributes[0], None)
+        attributes = attributes[1:]
+    return path, value
 
 
 def _word(value: Any) -> str | None:

@@ -19,22 +19,28 @@ from tombola.engine.search import Result, absent, gone_if_refused
 from tombola.errors import ConfigError
 from tombola.loops import averages
 from tombola.loops.book import FINAL, GRID, REWIND, TICKET, Book, Round
+from tombola.loops.capture import changed
 from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config, write_folder
 from tombola.loops.listening import listening
 from tombola.loops.measured import Measured, save_images, surroundings
 from tombola.loops.modules import Modules, Networks, Weights, copied
-from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
+from tombola.loops.options import (
+    Options,
+    arity,
+    check_told,
+    facts_of,
+    given_of,
+    options_of,
+    pool_of,
+)
 from tombola.runs.results import read_results
 from tombola.runs.store import locked
 from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
-from tombola.training.checkpoint import load_weights_file, save_weights
-
-START = "start.safetensors"
-"""File of a dense round: the weights that given networks came with, for the control reinit."""
+from tombola.training.checkpoint import save_weights
 
 
 def draw(
@@ -63,6 +69,7 @@ def draw(
         book = Book(folder, facts)
         with gone_if_refused(made):
             book.check()
+            check_told(book.facts)
             book.learn(modules.sizes(), pool_of(modules, chosen))
         book.store.folder.mkdir(exist_ok=True)
         write_config(book)
@@ -72,6 +79,9 @@ def draw(
         try:
             for each in todo:
                 drawing.make(*each)
+                if each == todo[0]:
+                    now = given_of(train, modules, chosen)
+                    book.know_state(changed(dict(facts.given), now))
         finally:
             modules.hand_back()
         trained = sum(not book.read(*each).not_run for each in todo)
@@ -107,14 +117,9 @@ class _Drawing:
         ticket = None if arm == "dense" else ticket_of(book, arm, seed, level)
         if ticket is None:
             modules.begin(seed)
-            if modules.given:
-                save_weights(part / START, modules.start)
         else:
             save_ticket(part / TICKET, ticket)
             if arm == "reinit":
-                if modules.given:
-                    # In a later call the networks may have come with other weights.
-                    modules.start = load_weights_file(book.path("dense", seed, 0) / START)
                 modules.begin(seed, f"reinit/{level}")
             else:
                 ticket.start(modules.networks)
@@ -143,6 +148,7 @@ class _Drawing:
             diverged=clock.steps if why else None,
             why=why,
             shape=shape,
+            idle=clock.rounds.missing,
             **surroundings(modules.networks),
             **measured.told(),
         )
@@ -231,5 +237,8 @@ def _hint(clock: Clock) -> str:
     stepped = [name for name, count in clock.turns.items() if count]
     if not stepped:
         return " (no optimizer of the given networks' parameters was seen)"
-    unseen = sorted(clock.rounds.expected - clock.rounds.seen)
-    return f" (no step of {', '.join(unseen)} was seen)" if unseen else ""
+    unseen = clock.rounds.missing
+    if not unseen:
+        return ""
+    names = ", ".join(unseen)
+    return f" (no step of {names} was seen; if it joins later, give clock={stepped[0]!r})"

@@ -51,6 +51,10 @@ def write_config(book: Book) -> None:
             "config": {
                 "script": {
                     "fixed": facts.fixed(),
+                    "given": dict(facts.given),
+                    "state": list(facts.state),
+                    "meaning": dict(facts.meaning),
+                    "edited": list(facts.edited),
                     "rounds": len(facts.levels),
                     "seeds": facts.seeds,
                     "controls": list(facts.controls),
@@ -217,6 +221,21 @@ class _Folder:
         if len(steps) > 1:
             notes.append(
                 f"Not all trainings had the same length: {steps[0]:,} to {steps[-1]:,} steps."
+            )
+        facts = self.book.facts
+        idle = sorted({name for made in trained for name in made.idle})
+        if idle:
+            notes.append(f"No optimizer took a step of {', '.join(idle)}: it did not learn.")
+        if facts.state:
+            more = f" and {len(facts.state) - 5} more" if len(facts.state) > 5 else ""
+            notes.append(
+                "The training itself changes these, and they are not put back between trainings: "
+                f"{', '.join(facts.state[:5])}{more}."
+            )
+        if facts.edited:
+            notes.append(
+                f"Edited between trainings, which went on by --same-script: "
+                f"{', '.join(facts.edited)}."
             )
         return notes
 

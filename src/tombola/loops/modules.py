@@ -26,12 +26,11 @@ class Modules:
 
     def __init__(self, networks: Any, seed: int) -> None:
         self.given = isinstance(networks, Mapping | nn.Module) or not callable(networks)
-        self._make = networks
+        self.make = networks
+        """What was given: the networks, or a function that makes them."""
         self.networks: dict[str, nn.Module] = checked(networks if self.given else self._new(seed))
         self.came = copied(self.networks)
-        """The weights and buffers that they came with."""
-        self.start = self.came
-        """Those that the dense training begins with."""
+        """The weights and buffers that they came with; the dense training begins with them."""
         self._learns = [
             (p, p.requires_grad) for n in self.networks.values() for p in n.parameters()
         ]
@@ -40,7 +39,7 @@ class Modules:
     def _new(self, seed: int, purpose: str = "init") -> Any:
         with generators_as_found():
             seed_everything(seed, purpose)
-            return self._make()
+            return self.make()
 
     def sizes(self) -> dict[str, int]:
         """Network -> number of its parameters."""
@@ -60,7 +59,7 @@ class Modules:
     def begin(self, seed: int, draw: str | None = None) -> None:
         """Put the start weights in place; with ``draw`` (``reinit/3``) others drawn like them."""
         if draw is None or self.given:
-            load_weights(self.networks, self.start)
+            load_weights(self.networks, self.came)
             if draw is not None:
                 permute(self.networks, seed, draw)
             return
