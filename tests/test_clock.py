@@ -225,7 +225,7 @@ def test_weights_that_are_changed_before_the_first_step_are_an_error():
         late(networks)
     assert clock.steps == 1
     # They must not be so anew in a ticket's training.
-    with pytest.raises(tombola.ConfigError, match=wrong), Clock(nets := pair(), masks=MASKS):
+    with pytest.raises(tombola.ConfigError, match=wrong), Clock(nets := pair(), rewound=True):
         late(nets)
 
 

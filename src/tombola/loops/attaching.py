@@ -31,10 +31,10 @@ from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
-from tombola.loops.starting import Start
 from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
+from tombola.training.starting import Start
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether ``tombola run`` is still there."""
@@ -225,6 +225,7 @@ class _Work:
             rewind_steps=order.rewind_steps if order.start == "own" else None,
             total_steps=order.steps or None,
             optimizers=optimizers,
+            rewound=order.start == "ticket",
         )
         self.clock.start()
         if order.start != "own":

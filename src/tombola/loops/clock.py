@@ -22,10 +22,10 @@ from torch.optim.optimizer import (
 
 from tombola.errors import ConfigError, unknown
 from tombola.loops.rounds import Rounds
-from tombola.loops.starting import Start
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters
+from tombola.training.starting import Start
 from tombola.training.trainer import load_weights, named_state
 
 PATIENCE = 1000
@@ -48,7 +48,7 @@ class Clock:
     all networks when the count reaches it, and what else belongs to its round is done; 0 = at the
     start. ``total_steps``: ``final`` gets them likewise, the loop is stopped if it begins another
     step, and the networks are left in that state. ``optimizers``: objects with ``step()`` that
-    are no torch optimizers.
+    are no torch optimizers. ``rewound``: the weights come from another training.
 
     A skipped step of a gradient scaler is none; of accumulated gradients only the optimizer's
     steps count. ConfigError for an unknown network, also from within the loop if a network that
@@ -69,6 +69,7 @@ class Clock:
         rewind_steps: int | None = None,
         total_steps: int | None = None,
         optimizers: Iterable[Any] = (),
+        rewound: bool = False,
     ) -> None:
         if counted is not None and counted not in networks:
             raise unknown("network", counted, networks, "for the clock")
@@ -82,7 +83,7 @@ class Clock:
         self.foreign = 0
         """Optimizer steps that held no parameter of the networks."""
         self._masks, self._counted = masks, counted
-        self._rewind, self._total = rewind_steps, total_steps
+        self._rewind, self._total, self._rewound = rewind_steps, total_steps, rewound
         self._owners: dict[int, set[str]] = {}
         for name, network in networks.items():
             for leaf in plain_parameters(network).values():
@@ -125,7 +126,7 @@ class Clock:
         ]
         for optimizer in self._given:
             self.watch(optimizer)
-        self._start = Start(self.networks, own=self._masks is None, advice=self.advice)
+        self._start = Start(self.networks, own=not self._rewound, advice=self.advice)
         self._start.watch(self._check_start)
         return self
 

@@ -125,7 +125,7 @@ class _Drawing:
                 ticket.start(modules.networks)
         measured = Measured()
         began = time.perf_counter()
-        clock = self._train(seed, modules.networks, ticket, measured)
+        clock = self._train(seed, modules.networks, ticket, measured, arm != "reinit")
         seconds = time.perf_counter() - began
         state = self._state(modules.networks, ticket)
         bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
@@ -163,7 +163,12 @@ class _Drawing:
         return self._modules
 
     def _train(
-        self, seed: int, networks: dict[str, nn.Module], ticket: Ticket | None, measured: Measured
+        self,
+        seed: int,
+        networks: dict[str, nn.Module],
+        ticket: Ticket | None,
+        measured: Measured,
+        rewound: bool,
     ) -> Clock:
         """Call the user's function; ConfigError if it takes too few steps."""
         steps = self.book.facts.steps
@@ -174,6 +179,7 @@ class _Drawing:
             rewind_steps=self.book.facts.rewind_steps if ticket is None else None,
             total_steps=steps,
             optimizers=self.options.optimizers,
+            rewound=ticket is not None and rewound,
         )
 
         def hear(*told: Any) -> None:
