@@ -191,7 +191,7 @@ def test_other_words_in_the_same_folder_are_refused(here, capsys):
         assert shown in said(capsys)
     tiny(here, record="")
     assert run(words, script) == 2
-    assert "files: {" in said(capsys)
+    assert "tiny.py edited since, --same-script goes on" in said(capsys)
     assert cli.main(shlex.split(f"find linear-ae --steps 2 --out out {SIZE}")) == 2
     assert kept == {p: p.read_bytes() for p in kept}
 
@@ -251,6 +251,10 @@ def test_what_is_wrong_with_a_script_is_one_line(here, capsys, fault):
     assert run(words, script) == 2
     line = said(capsys)
     assert shown in line
+    if fault == "a metric nobody knows":  # seen before anything is run
+        assert "tiny.py, line 14: metric 'loss'" in line
+        assert not (here / "out").exists()
+        return
     assert "dense, seed 0: " in line
     assert "output in out/logs/dense-seed0-round00.log" in line
     assert (here / "out/logs/dense-seed0-round00.log").exists()

@@ -245,7 +245,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] -- COMMAND [WORD ...]"
     parser.epilog = (
-        "COMMAND is how the script is started, such as: python train.py --epochs 5 --seed {seed}. "
+        "COMMAND is how the script is started, such as: python train.py --epochs 5 --seed {seed} "
+        "--out {dir}, where {dir} becomes a folder of each training's own. "
         "The script has one more line: tombola.attach({...networks...})."
     )
     add = parser.add_argument
@@ -257,6 +258,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="stop each training there (default: its own end)")
     add("--seeds", type=int, metavar="N", help="training seeds, put in for {seed} (default: 1)")
     add("--controls", metavar="LIST|none", help="reinit, shuffle (default: both)")
+    add("--name", metavar="NAME", help="what the training is called (default: as its script)")
+    add("--same-script", action="store_true", help="go on though the script was edited since")
     add("--out", metavar="DIR", help="default: runs/<script>-imp")
     add("--json", action="store_true", help="print summary.json's object")
     add("--dry-run", action="store_true", help="say what would be run; run nothing")

@@ -26,15 +26,18 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, UserError
 from tombola.loops import averages, listening, orders
 from tombola.loops.book import TICKET
+from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock, Stopped
 from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
+from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
 from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
 from tombola.training.starting import Start
+from tombola.training.trainer import named_state
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether ``tombola run`` is still there."""
@@ -120,7 +123,8 @@ def record(
     Metrics that Tombola knows have their own direction and margin; another one needs ``better``,
     "lower" or "higher" (``margin``: how much worse still is a match, as a share of the dense mean,
     default 0.10). ``n``: how many images stand behind the value. Outside of ``tombola run`` and
-    ``tombola.draw`` nothing is done. ConfigError for what is no number, and before ``attach``.
+    ``tombola.draw`` nothing is noted, but what is wrong with it is said all the same. ConfigError
+    for what is no number or has no direction, and, within, before ``attach``.
     """
     hear = listening.current()
     if hear is not None:
@@ -128,6 +132,7 @@ def record(
         return
     found = orders.current()
     if found is None:
+        Measured().add(metric, value, n, better, margin, step=0)
         return
     with _kept(found[0]):
         if _active is None or _active._work is None:
@@ -174,6 +179,7 @@ class _Watch(Clock):
     def _check_start(self, start: Start) -> None:
         if not self._work.ending.rank():  # wrappers give rank 0's weights to the others
             with self._work.faults():
+                self._work.check_resumed(state_hash(named_state(self.networks)))
                 super()._check_start(start)
 
     def _turn_begins(self, key: Hashable, networks: frozenset[str]) -> None:
@@ -210,6 +216,8 @@ class _Work:
         order = self.order
         pool = prunable(self.networks, order.prune)
         self.ending.prunable = {name: leaf.numel() for name, leaf in pool.items()}
+        self.ending.own = own = state_hash(named_state(self.networks))
+        self.check_resumed(own)
         if order.start != "own":
             ticket = load_ticket(self.part / TICKET)
             self.masks = ticket.masks
@@ -234,6 +242,15 @@ class _Work:
         now = time.monotonic()
         self._look_at, self._save_at = now + LOOK_SECONDS, now + SAVE_SECONDS
         self._arrange_end()
+
+    def check_resumed(self, weights: str) -> None:
+        """ConfigError if weights are those that another training of the search ended with."""
+        if weights in self.order.ends and not self.ending.rank():
+            raise ConfigError(
+                f"the networks have the weights that {self.order.ends[weights]} ended with: the "
+                "script goes on from a checkpoint of another training; put {dir}, a folder of each "
+                "training, where its command names the folder of its checkpoints"
+            )
 
     def _arrange_end(self) -> None:
         """See to it that ``close`` is called when the process ends, and the state kept if ended."""

@@ -146,10 +146,22 @@ class Round:
     """Threads of its process."""
     shape: Sequence[int] = ()
     """Channels, height and width of its images; empty without any."""
+    own: str = ""
+    """Hash of the weights that a script came with, before it got those of its round."""
+    end: str = ""
+    """Hash of the weights that its networks ended with."""
+    unlike: bool = False
+    """Whether a script came with other weights than the dense training of its seed did."""
     idle: Sequence[str] = ()
     """Networks that could learn, and no optimizer took a step of."""
     log: Sequence[Mapping[str, Any]] = ()
     """Rows with a ``step``: what was measured on the way."""
+
+    @property
+    def title(self) -> str:
+        """The training in words."""
+        where = "" if self.arm == "dense" else f" of round {self.round}"
+        return f"{self.arm}{where}, seed {self.seed}"
 
 
 class Book:
@@ -213,6 +225,15 @@ class Book:
         """Take in what the training changes of what it is given, which is no part of a name."""
         state = tuple(sorted({*self.facts.state, *paths}))
         self.facts = dataclasses.replace(self.facts, state=state)
+
+    def ends(self) -> dict[str, list[Round]]:
+        """Hash of weights -> the trainings that are there and ended with them."""
+        found: dict[str, list[Round]] = {}
+        for each in self.rounds():
+            made = self.read(*each) if self.has(*each) else None
+            if made is not None and made.end and made.diverged is None:
+                found.setdefault(made.end, []).append(made)
+        return found
 
     def recall(self) -> bool:
         """Take in what an earlier call learned of the networks; False if nothing is there."""

@@ -92,6 +92,13 @@ def tensor_hash(tensor: Tensor) -> str:
     return digest.hexdigest()[:8]
 
 
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits of tensors by name."""
+    return hashlib.sha256(
+        repr(sorted((name, tensor_hash(value)) for name, value in state.items())).encode()
+    ).hexdigest()[:16]
+
+
 def _ends(path: str) -> Iterator[int]:
     yield from (at for at, letter in enumerate(path) if letter == ".")
     yield len(path)

@@ -19,7 +19,7 @@ from tombola.engine.search import Result, absent, gone_if_refused
 from tombola.errors import ConfigError
 from tombola.loops import averages
 from tombola.loops.book import FINAL, GRID, REWIND, TICKET, Book, Round
-from tombola.loops.capture import changed
+from tombola.loops.capture import changed, state_hash
 from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config, write_folder
@@ -41,6 +41,7 @@ from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import save_weights
+from tombola.training.trainer import named_state
 
 
 def draw(
@@ -104,6 +105,7 @@ class _Drawing:
         self.train, self.book, self.options = train, book, options
         self._networks, self._seed, self._modules = networks, 0, modules
         self.averaged = averages.averages_of(options.ema, modules.networks)
+        self._counters = averages.counters_of(options.ema, self.averaged)
 
     def make(self, arm: str, seed: int, level: int) -> None:
         """One round: start weights and masks, the training, what it came to."""
@@ -148,6 +150,7 @@ class _Drawing:
             diverged=clock.steps if why else None,
             why=why,
             shape=shape,
+            end="" if bad else state_hash(named_state(modules.networks)),
             idle=clock.rounds.missing,
             **surroundings(modules.networks),
             **measured.told(),
@@ -188,6 +191,8 @@ class _Drawing:
         seed_everything(seed, "draw")
         with listening(hear), clock:
             averages.begin(self.averaged, networks)  # at weights that are masked by now
+            for counter, came in self._counters:
+                counter.copy_(came)
             self.train(*(networks, clock)[: arity(self.train)])
         if clock.steps < steps:
             raise ConfigError(
@@ -227,10 +232,9 @@ class _Drawing:
 
     def _tell(self, made: Round) -> None:
         if self.options.tell is not None:
-            where = "" if made.arm == "dense" else f" of round {made.round}"
             end = ", ".join(f"{name} {value:.4g}" for name, value in made.values.items())
             end = f"diverged ({made.why})" if made.why else end or "nothing measured"
-            self.options.tell(f"{made.arm}{where}, seed {made.seed}: {made.seconds:.0f} s, {end}")
+            self.options.tell(f"{made.title}: {made.seconds:.0f} s, {end}")
 
 
 def _of(given: Any, metric: str) -> Any:

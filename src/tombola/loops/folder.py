@@ -215,7 +215,8 @@ class _Folder:
         if not self._measured:
             notes.append(
                 "Nothing was measured, so there is no verdict: only tickets and, where the "
-                "training gives samples, pictures."
+                "training gives samples, pictures. For a verdict call tombola.record(metric, "
+                'value, better="lower") in the training, or give a judge.'
             )
         steps = sorted({made.steps for made in trained if made.diverged is None})
         if len(steps) > 1:
@@ -231,6 +232,20 @@ class _Folder:
             notes.append(
                 "The training itself changes these, and they are not put back between trainings: "
                 f"{', '.join(facts.state[:5])}{more}."
+            )
+        for same in self.book.ends().values():
+            if len(same) > 1:
+                notes.append(
+                    "These ended with the same weights, bit for bit: "
+                    f"{'; '.join(made.title for made in same)}."
+                )
+        unlike = [made.title for made in trained if made.unlike]
+        if unlike:
+            notes.append(
+                "These came with other weights than the dense training of their seed, so they are "
+                "drawn without the seed, or loaded from a checkpoint of another training ({dir} "
+                f"gives each a folder): {'; '.join(unlike[:3])}"
+                + (f"; and {len(unlike) - 3} more." if len(unlike) > 3 else ".")
             )
         if facts.edited:
             notes.append(

@@ -14,11 +14,11 @@ from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
 from tombola.limits import integer
 from tombola.loops.book import CONTROLS, Facts
-from tombola.loops.capture import captured, opaque, structure, tensor_hash
+from tombola.loops.capture import captured, opaque, state_hash, structure
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS, split_networks
 from tombola.sparsity.masks import prunable
-from tombola.values import content_hash, decimal_fraction, parse_rewind
+from tombola.values import decimal_fraction, parse_rewind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def given_of(train: Callable[..., Any], modules: Modules, chosen: Options) -> di
     found = captured(roots, known)
     for name, network in modules.networks.items():
         found |= {f"{name}.{key}": value for key, value in structure(network).items()}
-    found["start"] = f"weights {_start_hash(modules)}"
+    found["start"] = f"weights {state_hash(modules.came)}"
     return found
 
 
@@ -169,12 +169,6 @@ def check_told(facts: Facts) -> None:
             f"draw cannot tell whether {', '.join(odd[:3])} will be the same in a later call; give "
             "key=, a text of yours that changes when it does, such as key='lr=0.1'"
         )
-
-
-def _start_hash(modules: Modules) -> str:
-    """Eight hex digits of the weights and buffers that the dense training begins with."""
-    parts = sorted((name, tensor_hash(value)) for name, value in modules.came.items())
-    return content_hash(parts)[:8]
 
 
 def _rewind_steps(text: str, steps: int) -> int:

@@ -191,6 +191,11 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
             f"{config.task.name} cannot be made: {type(error).__name__}: {first_line(error)}; "
             "mend the task or its options"
         ) from error
+    if task.family in ("vae", "gan") and task.latent < 1:
+        raise ConfigError(
+            f"task {config.task.name} is of family {task.family!r}, which is judged by samples, "
+            f"but its latent is {task.latent}; set latent, the length of what sample() takes"
+        )
     if not 1 <= task.batch_size <= MAX_BATCH:
         raise ConfigError(
             f"task option 'batch_size' is {task.batch_size}; it must be from 1 to {MAX_BATCH:,}"
