@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from typing import Any, TypeVar
 from tombola.errors import ConfigError, unknown
 
 T = TypeVar("T")
+_BEGAN = time.time()
+_ran: dict[Path, str] = {}
+"""Own module of a user's file -> its SHA-256 when it was last imported with that."""
 
 
 class Registry:
@@ -202,7 +206,7 @@ def _top_level_names(tree: ast.Module) -> set[str]:
 def _import_file(path: Path, noun: str) -> ModuleType:
     """Run a user's file once per content; its errors become one line that names the file.
 
-    Its own modules are imported anew with it: in this process they may be older than their files.
+    Its own modules are imported anew with it, if one was edited since they were.
     """
     module_name = f"tombola_user_{code_sha256(path)[:16]}"
     if module_name in sys.modules:
@@ -212,9 +216,7 @@ def _import_file(path: Path, noun: str) -> ModuleType:
         raise ConfigError(f"cannot import the {noun} file {path}; give a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    for name in code_files(path):
-        for end in range(len(parts := name.split("."))):
-            sys.modules.pop(".".join(parts[: end + 1]), None)
+    _forget_edited(code_files(path))
     # Python tells compiled files by second and size, which two edits may share.
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
@@ -228,6 +230,18 @@ def _import_file(path: Path, noun: str) -> ModuleType:
     finally:
         sys.dont_write_bytecode = writes
     return module
+
+
+def _forget_edited(files: Mapping[str, Path]) -> None:
+    """Let modules be imported anew, all of them if one may be older here than its file."""
+    edited = False
+    for file in files.values():
+        before, now = _ran.get(file.resolve()), file_sha256(file)
+        edited |= before != now if before else file.stat().st_mtime >= _BEGAN
+        _ran[file.resolve()] = now
+    for name in files if edited else ():
+        for end in range(len(parts := name.split("."))):
+            sys.modules.pop(".".join(parts[: end + 1]), None)
 
 
 TASKS = Registry(

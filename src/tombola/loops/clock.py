@@ -2,7 +2,7 @@
 
 torch tells of every optimizer step by its global hooks, so a loop need not be changed. An optimizer
 belongs to a network by the identity of the parameters that it holds, whatever wraps the network.
-Without a network that is counted, a step is a round: see ``rounds.py``.
+Without a network that is counted, a step is a round: see ``turns.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 )
 
 from tombola.errors import ConfigError, unknown
-from tombola.loops.rounds import Rounds
+from tombola.loops.turns import Rounds
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters

@@ -40,8 +40,11 @@ from tombola.runs.store import locked
 from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
-from tombola.training.checkpoint import save_weights
+from tombola.training.checkpoint import load_weights_file, save_weights
 from tombola.training.trainer import named_state
+
+START = "start.safetensors"
+"""File of a dense round: the weights that given networks came with, for the control reinit."""
 
 
 def draw(
@@ -77,12 +80,10 @@ def draw(
         every = list(book.rounds())
         todo = [each for each in every if not book.has(*each)]
         drawing = _Drawing(train, networks, modules, book, chosen)
+        drawing.given = facts.given
         try:
             for each in todo:
                 drawing.make(*each)
-                if each == todo[0]:
-                    now = given_of(train, modules, chosen)
-                    book.know_state(changed(dict(facts.given), now))
         finally:
             modules.hand_back()
         trained = sum(not book.read(*each).not_run for each in todo)
@@ -104,6 +105,9 @@ class _Drawing:
     ) -> None:
         self.train, self.book, self.options = train, book, options
         self._networks, self._seed, self._modules = networks, 0, modules
+        self._first = modules
+        self.given: Mapping[str, Any] | None = None
+        """What the training was given before the first call of it, until that is over."""
         self.averaged = averages.averages_of(options.ema, modules.networks)
         self._counters = averages.counters_of(options.ema, self.averaged)
 
@@ -119,9 +123,14 @@ class _Drawing:
         ticket = None if arm == "dense" else ticket_of(book, arm, seed, level)
         if ticket is None:
             modules.begin(seed)
+            if modules.given:
+                save_weights(part / START, modules.start)
         else:
             save_ticket(part / TICKET, ticket)
             if arm == "reinit":
+                if modules.given:
+                    # In a later call the networks may have come with other weights.
+                    modules.start = load_weights_file(book.path("dense", seed, 0) / START)
                 modules.begin(seed, f"reinit/{level}")
             else:
                 ticket.start(modules.networks)
@@ -156,6 +165,11 @@ class _Drawing:
             **measured.told(),
         )
         book.commit(made)
+        if self.given is not None:
+            now = given_of(self.train, self._first, self.options)
+            book.know_state(changed(self.given, now))
+            write_config(book)
+            self.given = None
         self._tell(made)
 
     def _of(self, seed: int) -> Modules:

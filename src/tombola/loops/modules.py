@@ -30,7 +30,9 @@ class Modules:
         """What was given: the networks, or a function that makes them."""
         self.networks: dict[str, nn.Module] = checked(networks if self.given else self._new(seed))
         self.came = copied(self.networks)
-        """The weights and buffers that they came with; the dense training begins with them."""
+        """The weights and buffers that they came with."""
+        self.start = self.came
+        """Those that the dense training begins with."""
         self._learns = [
             (p, p.requires_grad) for n in self.networks.values() for p in n.parameters()
         ]
@@ -59,7 +61,7 @@ class Modules:
     def begin(self, seed: int, draw: str | None = None) -> None:
         """Put the start weights in place; with ``draw`` (``reinit/3``) others drawn like them."""
         if draw is None or self.given:
-            load_weights(self.networks, self.came)
+            load_weights(self.networks, self.start)
             if draw is not None:
                 permute(self.networks, seed, draw)
             return
