@@ -606,6 +606,21 @@ def test_averages_that_outlive_the_function_begin_anew_and_are_judged(tmp_path):
     assert torch.equal(model.weights["net.weight"], judged[0])
 
 
+def test_what_an_average_counts_begins_anew_in_each_training(tmp_path):
+    net = {"net": nn.Linear(3, 3)}
+    average, counts = torch.optim.swa_utils.AveragedModel(net["net"]), []
+
+    def train():
+        counts.append(average.n_averaged.item())
+        optimizer = torch.optim.SGD(net["net"].parameters(), 0.1)
+        while True:
+            optimizer.step()
+            average.update_parameters(net["net"])
+
+    tombola.draw(train, net, ema=average, out=tmp_path, **SMALL)
+    assert counts == [0] * 7
+
+
 def test_a_training_whose_weights_are_not_finite_ends_its_chain(tmp_path):
     net = {"net": nn.Linear(2, 2)}
 

@@ -10,6 +10,7 @@ import json
 import runpy
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch
 import in_process
 import tombola
 from tombola import cli
+from tombola.engine.alike import alike
 from tombola.loops import attaching
 
 SCRIPT = """
@@ -117,6 +119,18 @@ def test_an_edited_neighbour_is_another_search(once):
     once()
     said = once(scale=0.5)
     assert "loss_of.code" in said or "neighbour_by_run" in said
+
+
+def test_trainings_of_find_that_gave_the_same_numbers_are_told():
+    def cell(kind, seed, level, train):
+        return SimpleNamespace(kind=kind, seed=seed, round=level, train=train, evaluate=train)
+
+    values = {"a": {"fid": 1.0}, "b": {"fid": 1.0}, "c": {"fid": 1.0000001}, "d": {}}
+    cells = [cell("dense", 0, 0, "a"), cell("ticket", 0, 1, "b"), cell("ticket", 1, 1, "c")]
+    cells += [cell("dense", 0, 0, "a"), cell("reinit", 0, 1, "d"), cell("reinit", 1, 1, "d")]
+    assert alike(cells, lambda name: {"values": values[name]}) == [
+        "These gave the same numbers, bit for bit: dense, seed 0; ticket of round 1, seed 0."
+    ]
 
 
 def test_seeds_that_end_alike_are_told(tmp_path):

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.alike import alike
 from tombola.engine.handed_out import name_of, size_of
 from tombola.engine.spending import behind, spent
 from tombola.engine.surroundings import git_commit, versions
@@ -228,9 +229,11 @@ class Output:
         )
         self._compare_sizes(verdicts, costs)
         self._gate(verdicts)
+        notes = alike(self.plan.cells, self.record)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         return {
             **verdicts,
+            **({"notes": notes} if notes else {}),
             "runs": {**runs, "diverged": len(diverged)},
             "cost": spent(
                 self.once(costs),
