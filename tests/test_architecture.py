@@ -352,3 +352,26 @@ def test_an_odd_character_or_path_is_seen() -> None:
     assert len(odd_lines("a\nFr\u00e9chet\n")) == 1
     assert len(odd_lines("cd " + "/".join(("", "home", "me")) + "\n")) == 1
     assert odd_lines("see docs/home/me and ~/.cache/tombola\n") == []
+
+
+MAKERS = {
+    "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace",
+    "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor",
+    "tensor", "tril_indices", "triu_indices", "zeros",
+}  # fmt: skip
+"""What torch makes on its default device, which a user's script may have set to another."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_tensors_are_made_on_a_device_that_is_named(path):
+    if room(path) == "models":  # their draws are of the device that work is counted on
+        return
+    calls = [
+        node
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).startswith("torch.")
+        and ast.unparse(node.func).removeprefix("torch.") in MAKERS
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+    assert not [place(path, node) for node in calls]

@@ -170,19 +170,39 @@ def test_the_dense_round_keeps_its_weights_at_the_rewind_step(begin):
     assert torch.equal(kept["discriminator.2.weight"], twin["discriminator"][2].weight)
 
 
-@pytest.mark.parametrize("kind", ["module", "dict", "averaged", "shadow"])
+class Ema(nn.Module):
+    """As ema-pytorch's: the average is a module within, beside a count of updates."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.ema_model, self._online = copy.deepcopy(model), [model]
+        self.register_buffer("step", torch.tensor(0))
+
+    @torch.no_grad()
+    def update(self):
+        self.step += 1
+        for own, online in zip(
+            self.ema_model.parameters(), self._online[0].parameters(), strict=True
+        ):
+            own.lerp_(online, 1 / float(self.step))
+
+
+@pytest.mark.parametrize("kind", ["module", "dict", "averaged", "shadow", "within"])
 def test_averages_begin_at_the_ticket_and_count_as_the_trained_weights(begin, kind):
     networks = pair()
     generator = networks["generator"]
     ema = copy.deepcopy(generator)
     if kind == "averaged":
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    if kind == "within":
+        ema = Ema(generator)
     if kind == "shadow":
         ema = type("Average", (), {"shadow_params": [p.clone() for p in generator.parameters()]})()
     ticket = ticket_for(networks)
     part = begin("ticket", ticket=ticket)
     tombola.attach(networks, ema={"generator": ema} if kind == "dict" else ema)
-    first = ema.shadow_params[0] if kind == "shadow" else plain_state(ema)["0.weight"]
+    model = ema.ema_model if kind == "within" else ema
+    first = ema.shadow_params[0] if kind == "shadow" else plain_state(model)["0.weight"]
     assert torch.equal(first, ticket.weights["generator.0.weight"])
     gan_steps(networks)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -63,6 +64,28 @@ def test_rounds_are_told_apart(word, expected, done, over):
     assert turns(word, expected) == (done, over)
 
 
+@pytest.mark.parametrize(
+    ("word", "late"),
+    [
+        ("GDGDGD", ""),
+        ("GGDDGDGDGD", ""),  # lazy regularisation: all have more in the first round
+        ("DDDGDDDG", ""),
+        ("GDRGDGDRGD", ""),  # a third one now and then, there from the beginning
+        ("GGGGGDGDG", "G"),  # the discriminator joins after four iterations
+        ("DDDDDDGDDG", "D"),
+        ("GDGDRGD", "R"),  # an optimizer that nobody expected, after the first round
+    ],
+)
+def test_optimizers_that_begin_late_are_noticed(word, late):
+    rounds = Rounds("DG")
+    for letter in word:
+        if rounds.over_before(letter):
+            rounds.end()
+        if rounds.add(letter, letter):
+            rounds.end()
+    assert rounds.late == frozenset(late)
+
+
 def loop(networks, word, clock=None, each=lambda: None):
     """Take turns as a word says: a forward pass of both, then plus one for a network's weight."""
     optimizers = {name[0].upper(): SGD(n.parameters(), 1.0) for name, n in networks.items()}
@@ -110,9 +133,9 @@ def test_the_snapshot_is_of_the_end_of_a_round_before_the_next_forward_pass(word
     [
         ("generator", 2, 3, (2, 6, 8), (3, 9, 12), 3),
         ("discriminator", 3, 9, (1, 3, 4), (3, 9, 12), 9),
-        # The count is reached in the middle of a round, whose end is waited for.
-        ("discriminator", 1, 4, (1, 3, 4), (2, 6, 8), 6),
-        ("discriminator", 4, 7, (2, 6, 8), (3, 9, 12), 9),
+        # The count is reached in the middle of a round: no step more of the one that is counted.
+        ("discriminator", 1, 4, (0, 1, 1), (1, 4, 5), 4),
+        ("discriminator", 4, 7, (1, 4, 5), (2, 7, 9), 7),
         (None, 1, 2, (1, 3, 4), (2, 6, 8), 2),
     ],
 )
@@ -130,6 +153,80 @@ def test_the_steps_of_one_network_are_counted(counted, rewind, total, snapshot, 
         for key, value in network.state_dict().items()
     }
     assert weights(state) == final  # also the buffers that the next forward pass had moved
+
+
+LATE = "G" * 6 + "GD" * 30
+
+
+def test_a_network_that_joins_late_needs_a_clock_which_counts_iterations():
+    networks = pair()
+    with (
+        pytest.raises(tombola.ConfigError, match="such as clock='generator'"),
+        Clock(networks, rewind_steps=2, total_steps=10),
+    ):
+        loop(networks, LATE)
+    networks = pair()
+    clock = Clock(networks, counted="generator", rewind_steps=2, total_steps=10)
+    with clock:
+        loop(networks, LATE)
+    assert weights(clock.snapshot) == (2, 0, 2)
+    assert (weights(clock.final), clock.steps) == ((10, 4, 14), 10)
+    networks = pair()  # it joins after the end of a loop that is just as long
+    with Clock(networks, counted="generator", rewind_steps=2, total_steps=6) as clock:
+        loop(networks, LATE[:6])
+    assert (weights(clock.snapshot), weights(clock.final)) == ((2, 0, 2), (6, 0, 6))
+    assert (clock.steps, clock.rounds.missing) == (6, ["discriminator"])
+
+
+MASKS = {"generator.0.weight": torch.tensor([[False]])}
+
+
+def test_a_forward_pass_of_pruned_weights_that_came_back_is_an_error():
+    networks = pair()
+
+    def stir(value=3.0):
+        with torch.no_grad():
+            networks["generator"][0].weight.fill_(value)
+
+    with (
+        pytest.raises(tombola.ConfigError, match=r"not zero at step 1 in generator.0.weight: some"),
+        Clock(networks, masks=MASKS),
+    ):
+        loop(networks, "DG" * 3, each=stir)
+    with Clock(networks, masks=MASKS) as clock:  # diverged: no zero times what is no number
+        loop(networks, "DG" * 3, each=lambda: stir(float("nan")))
+    assert clock.steps == 3
+
+
+def test_weights_that_are_changed_before_the_first_step_are_an_error():
+    def late(networks, word="DG", used=True):
+        if used:
+            networks["generator"](torch.ones(2, 1))
+        nn.init.ones_(networks["discriminator"][0].weight)
+        loop(networks, word)
+
+    def by_hand(networks):  # without a forward pass
+        nn.init.ones_(networks["discriminator"][0].weight)
+        SGD(networks["generator"].parameters(), 1.0).step()
+
+    wrong = (
+        r"changed \(discriminator.0.weight\), so that a ticket would not begin with its own; ini"
+    )
+    for masks in (None, MASKS):
+        for change in (partial(late, used=False), by_hand):
+            with (
+                pytest.raises(tombola.ConfigError, match=wrong),
+                Clock(nets := pair(), masks=masks),
+            ):
+                change(nets)
+    assert not torch.nn.modules.module._has_any_global_hook()
+    networks = pair()
+    with Clock(networks) as clock:  # layers that are initialised by their first batch
+        late(networks)
+    assert clock.steps == 1
+    # They must not be so anew in a ticket's training.
+    with pytest.raises(tombola.ConfigError, match=wrong), Clock(nets := pair(), rewound=True):
+        late(nets)
 
 
 @pytest.mark.parametrize("total", [1, 2, 5])

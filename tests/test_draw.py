@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import math
+import os
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -203,12 +206,11 @@ class Loop:
     def __init__(self, networks):
         self.networks = networks
         self.calls = 0
-        self.fails_at = 0
         self.seen = []
 
     def __call__(self):
         self.calls += 1
-        assert self.calls != self.fails_at
+        assert self.calls != int(os.environ.get("FAILS_AT", "0"))
         generator, discriminator = self.networks["generator"], self.networks["discriminator"]
         of_g = torch.optim.SGD(generator.parameters(), 0.05)
         of_d = torch.optim.SGD(discriminator.parameters(), 0.05)
@@ -276,20 +278,20 @@ def test_given_networks_are_pruned_rewound_and_handed_back(tmp_path):
     assert (networks["generator"][0].weight == 0).sum() >= 1
 
 
-def test_a_search_is_taken_up_after_the_last_whole_round(tmp_path):
+def test_a_search_is_taken_up_after_the_last_whole_round(tmp_path, monkeypatch):
     def judge(networks):
         return sum(float(p.abs().sum()) for n in networks.values() for p in n.parameters())
 
     options = {**SMALL, "judge": judge, "better": "lower"}
     first = tombola.draw(Loop(networks := pair()), networks, out=tmp_path / "whole", **options)
     loop = Loop(networks := pair())
-    loop.fails_at = 4
+    monkeypatch.setenv("FAILS_AT", "4")
     cut = tmp_path / "cut"
     with pytest.raises(AssertionError):
         tombola.draw(loop, networks, out=cut, **options)
     assert not list(cut.glob("tickets/*"))
-    # Another process may begin with other weights: those of the first call count.
-    loop = Loop(networks := pair(9))
+    monkeypatch.delenv("FAILS_AT")
+    loop = Loop(networks := pair())
     again = tombola.draw(loop, networks, out=cut, **options)
     assert (loop.calls, again.summary["runs"]["trained"]) == (4, 4)
     assert again.summary["runs"]["reused"] == 3
@@ -351,8 +353,66 @@ def test_another_function_or_other_networks_in_the_same_folder_are_refused(tmp_p
     def train():
         raise AssertionError("never called")
 
-    with pytest.raises(tombola.ConfigError, match=r"train: 'train [0-9a-f]{8}' -> 'train [0-9a-f]"):
+    with pytest.raises(
+        tombola.ConfigError, match=r"train.code: [0-9a-f]{8} of Python 3.* -> [0-9a-f]"
+    ):
         tombola.draw(train, {"net": nn.Linear(2, 2)}, out=tmp_path, **options)
+
+
+def sweep(net, rate):
+    optimizer = torch.optim.SGD(net["net"].parameters(), rate)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net["net"](torch.ones(2, 2)).square().sum().backward()
+        optimizer.step()
+
+
+WAYS = {
+    "partial": lambda rate: functools.partial(sweep, rate=rate),
+    "closure": lambda rate: lambda net: sweep(net, rate),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_rate_is_another_search(tmp_path, way):
+    def once(rate, seed=0, **more):
+        torch.manual_seed(seed)
+        net = {"net": nn.Linear(2, 2)}
+        return tombola.draw(WAYS[way](rate), net, out=tmp_path, **options, **more)
+
+    options = {**SMALL, "rounds": 1, "controls": "none"}
+    once(0.1)
+    assert once(0.1).summary["runs"]["reused"] == 2
+    with pytest.raises(tombola.ConfigError, match=r"\(train.rate: 0.1 -> 0.2\)"):
+        once(0.2)
+    with pytest.raises(tombola.ConfigError, match=r"\(start: weights \w+ -> weights \w+\)"):
+        once(0.1, seed=1)
+    with pytest.raises(tombola.ConfigError, match=r"\(key: None -> 'mine'\)"):
+        once(0.1, key="mine")
+
+
+def test_what_draw_cannot_tell_again_needs_a_key(tmp_path):
+    net, lock, seen = {"net": nn.Linear(2, 2)}, threading.Lock(), []
+
+    def train():
+        with lock:
+            seen.append(net["net"].weight.sum().item())
+            seen.append(iter(seen))
+            sweep(net, 0.1)
+
+    options = {**SMALL, "rounds": 1, "controls": "none", "out": tmp_path / "out"}
+    with pytest.raises(tombola.ConfigError, match=r"whether train.lock \(lock\) will be the same"):
+        tombola.draw(train, net, **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(tombola.ConfigError, match="key is a int; give a text"):
+        tombola.draw(train, net, key=1, **options)
+    first = tombola.draw(train, net, key="a", **options)
+    # What the training keeps for itself is told, and does not make it another search.
+    assert first.summary["notes"][1].endswith("not put back between trainings: train.seen.")
+    seen.append(lock)
+    assert tombola.draw(train, net, key="a", **options).summary["runs"]["reused"] == 2
+    with pytest.raises(tombola.ConfigError, match="key: 'a' -> 'b'"):
+        tombola.draw(train, net, key="b", **options)
 
 
 def never():
@@ -508,6 +568,24 @@ def test_what_is_measured_gets_a_verdict(tmp_path):
     assert one.summary["verdicts"]["score"]["margin"] == 0.2
 
 
+def test_the_direction_of_a_metric_is_that_of_its_search(tmp_path):
+    net = {"net": nn.Linear(4, 3)}
+
+    def train():
+        optimizer = torch.optim.SGD(net["net"].parameters(), 0.1)
+        while True:
+            optimizer.step()
+
+    options = {**SMALL, "rounds": 1, "controls": "none", "judge": lambda: 1.0}
+    for better in ("higher", "lower"):  # a slip, mended in the same process
+        found = tombola.draw(train, net, out=tmp_path / better, better=better, **options)
+        assert found.summary["verdicts"]["score"]["better"] == better
+    config = json.loads((tmp_path / "lower/config.json").read_text())
+    assert config["resolved"]["margins"]["score"]["better"] == "lower"
+    with pytest.raises(tombola.ConfigError, match="metric 'score' is not one that Tombola knows"):
+        tombola.draw(train, net, out=tmp_path / "none", **options)
+
+
 def test_averages_that_outlive_the_function_begin_anew_and_are_judged(tmp_path):
     net = {"net": nn.Linear(6, 6, bias=False)}
     average = nn.Linear(6, 6, bias=False)
@@ -534,6 +612,21 @@ def test_averages_that_outlive_the_function_begin_anew_and_are_judged(tmp_path):
     assert torch.equal(judged[1] != 0, mask)
     model = tombola.load(tmp_path / "models" / "dense-seed0-round00.safetensors")
     assert torch.equal(model.weights["net.weight"], judged[0])
+
+
+def test_what_an_average_counts_begins_anew_in_each_training(tmp_path):
+    net = {"net": nn.Linear(3, 3)}
+    average, counts = torch.optim.swa_utils.AveragedModel(net["net"]), []
+
+    def train():
+        counts.append(average.n_averaged.item())
+        optimizer = torch.optim.SGD(net["net"].parameters(), 0.1)
+        while True:
+            optimizer.step()
+            average.update_parameters(net["net"])
+
+    tombola.draw(train, net, ema=average, out=tmp_path, **SMALL)
+    assert counts == [0] * 7
 
 
 def test_a_training_whose_weights_are_not_finite_ends_its_chain(tmp_path):

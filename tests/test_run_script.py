@@ -191,9 +191,72 @@ def test_other_words_in_the_same_folder_are_refused(here, capsys):
         assert shown in said(capsys)
     tiny(here, record="")
     assert run(words, script) == 2
-    assert "files: {" in said(capsys)
+    assert "tiny.py edited since, --same-script goes on" in said(capsys)
     assert cli.main(shlex.split(f"find linear-ae --steps 2 --out out {SIZE}")) == 2
     assert kept == {p: p.read_bytes() for p in kept}
+
+
+def test_an_edited_comment_is_no_other_script_and_an_edited_line_may_be_said_to_be(here, capsys):
+    script = tiny(here)
+    words = "--rate 0.5 --rewind 2it --controls none --out out"
+    assert run(f"--rounds 1 {words}", script) == 0
+    script.write_text(f'"""A description."""\n{script.read_text()}# and a comment\n')
+    capsys.readouterr()
+    assert run(f"--rounds 2 {words}", script) == 0
+    assert "1/1 ticket of round 2, seed 0: started" in capsys.readouterr().err
+    tiny(here, inner="print(step)")
+    assert run(f"--rounds 3 {words}", script) == 2
+    assert "tiny.py edited since, --same-script goes on all the same" in said(capsys)
+    assert run(f"--rounds 3 --same-script {words}", script) == 0
+    assert "1/1 ticket of round 3, seed 0: started" in capsys.readouterr().err
+    notes = json.loads((here / "out/summary.json").read_text())["notes"]
+    assert notes[0].startswith("Edited between trainings, which went on by --same-script: ")
+    assert run(f"--rounds 3 {words}", script) == 0  # as it was then
+
+
+RESUMED = """
+import os
+place = os.path.join(__import__("sys").argv[1], "last.pt")
+if os.path.exists(place): net.load_state_dict(torch.load(place))
+"""
+SAVED = f"torch.save(net.state_dict(), place)\n{RECORD}"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_script_that_resumes_from_another_training_is_told_of_dir(here, capsys, late):
+    attach = f"{ATTACH}\n{RESUMED}" if late else f"{RESUMED}\n{ATTACH}"
+    script = tiny(here, attach=attach, record=SAVED)
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    assert run(words, script, str(here)) == 2
+    line = said(capsys)
+    assert "ticket of round 1, seed 0: the networks have the weights that dense, seed 0 " in line
+    assert "put {dir}, a folder of each training, where" in line
+    assert run(words.replace("out out", "out own"), script, "{dir}") == 0
+    own = here / "own" / "own"
+    assert sorted(path.name for path in own.iterdir()) == [
+        "dense-seed0-round00", "ticket-seed0-round01"
+    ]  # fmt: skip
+    assert not json.loads((here / "own/summary.json").read_text())["notes"]
+
+
+def test_a_script_that_draws_without_its_seed_is_told(here, capsys):
+    script = tiny(here, seed="0")
+    script.write_text(script.read_text().replace("torch.manual_seed", "torch.seed() # "))
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    assert run(words, script) == 0
+    told = "ticket of round 1, seed 0: came with other weights than the dense training of its seed"
+    assert told in capsys.readouterr().err
+    (note,) = json.loads((here / "out/summary.json").read_text())["notes"]
+    assert note.startswith("These came with other weights than the dense training of their seed")
+    assert note.endswith("gives each a folder): ticket of round 1, seed 0.")
+
+
+def test_record_by_hand_says_what_is_wrong_with_it(here):
+    tombola.record("fid", 3.0)
+    tombola.record("oddness", 3.0, better="lower")
+    for metric, value in (("oddness", 3.0), ("fid", "much"), ("a metric", 3.0)):
+        with pytest.raises(tombola.ConfigError, match="metric"):
+            tombola.record(metric, value)
 
 
 BAD_SCRIPTS = {
@@ -251,6 +314,10 @@ def test_what_is_wrong_with_a_script_is_one_line(here, capsys, fault):
     assert run(words, script) == 2
     line = said(capsys)
     assert shown in line
+    if fault == "a metric nobody knows":  # seen before anything is run
+        assert "tiny.py, line 14: metric 'loss'" in line
+        assert not (here / "out").exists()
+        return
     assert "dense, seed 0: " in line
     assert "output in out/logs/dense-seed0-round00.log" in line
     assert (here / "out/logs/dense-seed0-round00.log").exists()
@@ -386,9 +453,15 @@ def test_a_training_is_stopped_at_its_steps_and_the_rest_is_not_run(here, capsys
 
 
 def test_without_a_number_there_are_tickets_and_no_verdict(here, capsys):
-    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out --name mine"
     assert run(words, tiny(here, record="")) == 0
     assert "No verdict" in capsys.readouterr().out
+    page = (here / "out/report.html").read_text()
+    assert "mine on own data" in page
+    assert "<svg" not in page
+    assert "call tombola.record(metric, value, better=" in page
+    assert run(words.replace("mine", "no/folder"), here / "tiny.py") == 2
+    assert "--name got 'no/folder'" in said(capsys)
     assert {(row["metric"], row["value"]) for row in table(here / "out")} == {("steps", "6")}
     assert len(list((here / "out/tickets").iterdir())) == 1
     assert "Nothing was measured, so there is no verdict" in (here / "out/report.html").read_text()

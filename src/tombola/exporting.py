@@ -144,11 +144,15 @@ def _alone(
             "decoder with an encoder; say which is in the task's roles"
         )
     with torch.no_grad():
-        code = by_role["encoder"](torch.zeros(1, *shape))
+        code = by_role["encoder"](torch.zeros(1, *shape, device="cpu"))
     if not isinstance(code, Tensor):
         raise ConfigError(f"the encoder of {shown(path, 400)} gives no one tensor as its code")
     sizes = code.shape[1:]
-    return decoder, "decoder", lambda n: torch.randn(n, *sizes, generator=rng(0, "export", n))
+    return (
+        decoder,
+        "decoder",
+        lambda n: torch.randn(n, *sizes, generator=rng(0, "export", n), device="cpu"),
+    )
 
 
 def _used(networks: Mapping[str, nn.Module], act: Callable[[], Tensor]) -> list[str]:

@@ -134,7 +134,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] -- COMMAND [WORD ...]"
     parser.epilog = (
-        "COMMAND is how the script is started, such as: python train.py --epochs 5 --seed {seed}. "
+        "COMMAND is how the script is started, such as: python train.py --epochs 5 --seed {seed} "
+        "--out {dir}, where {dir} becomes a folder of each training's own. "
         "The script has one more line: tombola.attach({...networks...})."
     )
     add = parser.add_argument
@@ -143,6 +144,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--sparsity", metavar="S[,S]", help="levels outright, instead of --rounds and --rate")
     add("--prune", metavar="NETWORK[,NETWORK]", help="networks to prune (default: all attached)")
     add("--exclude", metavar="LIST", help="layers to leave out: first, last, NETWORK.PARAMETER")
+    add("--name", metavar="NAME", help="what the training is called (default: as its script)")
+    add("--same-script", action="store_true", help="go on though the script was edited since")
     add(
         "--rewind",
         metavar="STEP",

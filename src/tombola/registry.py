@@ -14,7 +14,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,6 +24,9 @@ from typing import Any, TypeVar
 from tombola.errors import ConfigError, unknown
 
 T = TypeVar("T")
+_BEGAN = time.time()
+_ran: dict[Path, str] = {}
+"""Own module of a user's file -> its SHA-256 when it was last imported with that."""
 
 
 class Registry:
@@ -138,6 +143,83 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def is_library(file: str | Path) -> bool:
+    """Whether a source file belongs to Python, an installed package or Tombola, not to the user."""
+    path = Path(file)
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return True
+    text = str(file)
+    if text.startswith("<"):  # typed in, but for what Python keeps frozen
+        return text.startswith("<frozen")
+    homes = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")]
+    return any(path.is_relative_to(home) for home in (*homes, str(Path(__file__).parent)))
+
+
+def code_files(path: Path) -> dict[str, Path]:
+    """The user's own modules that a file imports, by name, and those that they import.
+
+    Read from the source, without running it: modules beside the file, or in a folder on Python's
+    path that is no library's. What is imported by a name that is made up on the way is not seen.
+    """
+    folders = [path.parent, *(Path(entry or ".") for entry in sys.path)]
+    roots = [root for root in dict.fromkeys(folders) if not is_library(root)]
+    found: dict[str, Path] = {}
+    todo = [("", path)]
+    while todo:
+        module, file = todo.pop()
+        for name in sorted(set(_imported(module, file))):
+            for root in roots:
+                place = _module_file(root, name)
+                if place is not None and not is_library(place):
+                    if name not in found and place.resolve() != path.resolve():
+                        found[name] = place
+                        todo.append((name, place))
+                    break
+    return dict(sorted(found.items()))
+
+
+def code_sha256(path: Path) -> str:
+    """SHA-256 of what a user's file is: of its bytes, and of the own modules that it imports."""
+    files = code_files(path)
+    if not files:
+        return file_sha256(path)
+    lines = [file_sha256(path), *(f"{name} {file_sha256(each)}" for name, each in files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _module_file(root: Path, name: str) -> Path | None:
+    """The source file of a module below a folder, if there is one."""
+    base = root.joinpath(*name.split("."))
+    for place in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+        if place.is_file():
+            return place
+    return None
+
+
+def _imported(module: str, file: Path) -> Iterator[str]:
+    """Every name that a file's source may import a module by, with the packages above it.
+
+    ``module``: its own name, from which relative imports go; empty for a file that has none.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    parts = module.split(".") if module else []
+    package = parts if file.name == "__init__.py" else parts[:-1]
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}".strip(".") for alias in node.names)]
+        for name in names:
+            steps = name.split(".") if name else []
+            yield from (".".join(steps[: end + 1]) for end in range(len(steps)))
+
+
 def _top_level_names(tree: ast.Module) -> set[str]:
     names: set[str] = set()
     for node in tree.body:
@@ -151,8 +233,11 @@ def _top_level_names(tree: ast.Module) -> set[str]:
 
 
 def _import_file(path: Path, noun: str) -> ModuleType:
-    """Run a user's file once per content; its errors become one line that names the file."""
-    module_name = f"tombola_user_{file_sha256(path)[:16]}"
+    """Run a user's file once per content; its errors become one line that names the file.
+
+    Its own modules are imported anew with it, if one was edited since they were.
+    """
+    module_name = f"tombola_user_{code_sha256(path)[:16]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -160,6 +245,9 @@ def _import_file(path: Path, noun: str) -> ModuleType:
         raise ConfigError(f"cannot import the {noun} file {path}; give a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    _forget_edited(code_files(path))
+    # Python tells compiled files by second and size, which two edits may share.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         with _beside(path):
             spec.loader.exec_module(module)
@@ -169,6 +257,8 @@ def _import_file(path: Path, noun: str) -> ModuleType:
             f"the {noun} file {path} failed when imported: "
             f"{type(error).__name__}: {error}; mend it and run again"
         ) from error
+    finally:
+        sys.dont_write_bytecode = writes
     return module
 
 
@@ -194,6 +284,18 @@ def _beside(path: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = [each for each in sys.path if each not in added] + added
+
+
+def _forget_edited(files: Mapping[str, Path]) -> None:
+    """Let modules be imported anew, all of them if one may be older here than its file."""
+    edited = False
+    for file in files.values():
+        before, now = _ran.get(file.resolve()), file_sha256(file)
+        edited |= before != now if before else file.stat().st_mtime >= _BEGAN
+        _ran[file.resolve()] = now
+    for name in files if edited else ():
+        for end in range(len(parts := name.split("."))):
+            sys.modules.pop(".".join(parts[: end + 1]), None)
 
 
 TASKS = Registry(

@@ -39,7 +39,14 @@ def do_run(options: argparse.Namespace) -> int:
     config = configs.build(tables)
     from tombola.loops import asking
 
-    request = asking.request_of(config, options.script, out, options.words)
+    request = asking.request_of(
+        config,
+        options.script,
+        out,
+        options.words,
+        name=options.name or "",
+        same_script=options.same_script,
+    )
     if options.dry_run:
         return planned(options, *asking.describe(request))
     from tombola.loops import running

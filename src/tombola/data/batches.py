@@ -81,7 +81,7 @@ class Batches:
         order = self._orders.pop(epoch, None)
         if order is None:
             generator = rng(self.seed, "order", epoch)
-            order = torch.randperm(len(self), generator=generator).to(self.device)
+            order = torch.randperm(len(self), generator=generator, device="cpu").to(self.device)
         self._orders[epoch] = order
         while len(self._orders) > 2:
             del self._orders[next(iter(self._orders))]

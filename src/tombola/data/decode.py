@@ -81,7 +81,11 @@ class ParquetImages(Sequence[Tensor]):
     def labels(self) -> Tensor | None:
         """int64 (N,), or None where the files have no label column and need none."""
         self._read()
-        return None if self._labels is None else torch.tensor(self._labels, dtype=torch.int64)
+        return (
+            None
+            if self._labels is None
+            else torch.tensor(self._labels, dtype=torch.int64, device="cpu")
+        )
 
     def _read(self) -> None:
         if self._is_read:
@@ -219,7 +223,7 @@ def adapt_all(
     ``white``: see ``pixels.scale_pixels``. DataError names the first image that cannot be decoded,
     unless broken ones are skipped.
     """
-    out = Adapted(torch.zeros((len(items), *shape), dtype=torch.uint8))
+    out = Adapted(torch.zeros((len(items), *shape), dtype=torch.uint8, device="cpu"))
     if isinstance(items, Tensor):
         for first in range(0, len(items), CHUNK_IMAGES):
             rows = items[first : first + CHUNK_IMAGES]

@@ -41,7 +41,7 @@ def label_tensor(labels: Any, count: int, what: str) -> Tensor | None:
     if labels is None:
         return None
     try:
-        given = torch.as_tensor(labels).cpu()
+        given = torch.as_tensor(labels, device="cpu").cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{what}: labels are no integers of 64 bits ({error}); give integers (N,)"

@@ -35,7 +35,7 @@ from tombola.data.layout import read_layout
 from tombola.data.pixels import pixels
 from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble, data_hash
 from tombola.errors import DataError, UserError
-from tombola.registry import DATA, file_sha256, is_file_spec, split_file_spec
+from tombola.registry import DATA, code_sha256, is_file_spec, split_file_spec
 
 __all__ = ["Images", "Raw", "check_source", "load_images", "native_channels", "save_tensor_source"]
 
@@ -147,7 +147,7 @@ def load_images(
     where = None
     if raw.files:
         origin = f"{spec}\n{_place(spec, data_dir)}\n{skip_broken}\n{white}"
-        code = file_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
+        code = code_sha256(split_file_spec(spec)[0]) if is_file_spec(spec) else ""
         where = cache.slot(name, shape, origin, raw.files, state="\n".join([code, *raw.notes]))
     if where is not None and (stored := _stored(name, where)) is not None:
         return stored

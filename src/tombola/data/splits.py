@@ -87,7 +87,10 @@ def split_indices(count: int, validation: int, judge: int) -> dict[str, Tensor]:
         "validation": ranks[judge : judge + validation],
         "judge": ranks[:judge],
     }
-    return {name: torch.tensor(sorted(cut), dtype=torch.int64) for name, cut in cuts.items()}
+    return {
+        name: torch.tensor(sorted(cut), dtype=torch.int64, device="cpu")
+        for name, cut in cuts.items()
+    }
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +140,7 @@ def assemble(
     seen.join(train)
     if raw.test is not None:
         test = adapt_all(raw.test, shape, **how)
-        kept = _unbroken(torch.arange(len(raw.test)), test)
+        kept = _unbroken(torch.arange(len(raw.test), device="cpu"), test)
         test_labels = _labels_of(raw.test_labels, test, f"{name}, test")
         splits["judge"], numbers["judge"] = test.images[kept], _take(test_labels, kept)
         seen.join(test)
@@ -182,7 +185,7 @@ def _number_classes(
 def _unbroken(indices: Tensor, part: Adapted) -> Tensor:
     if not part.broken:
         return indices
-    return indices[~torch.isin(indices, torch.tensor(sorted(part.broken)))]
+    return indices[~torch.isin(indices, torch.tensor(sorted(part.broken), device="cpu"))]
 
 
 def _take(labels: Tensor | None, indices: Tensor) -> Tensor | None:

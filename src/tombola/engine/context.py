@@ -12,7 +12,7 @@ import torch
 
 from tombola.data.sources import Images, load_images
 from tombola.errors import ConfigError, DataError
-from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
+from tombola.registry import TASKS, code_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Node
 from tombola.runs.store import Store
 from tombola.runtime import Runtime
@@ -80,7 +80,7 @@ def unchanged(spec: str, named: Mapping[str, Any]) -> None:
     """ConfigError unless a user's file is the one whose SHA-256 is in a run's name."""
     if is_file_spec(spec) and "sha256" in named:
         path, _ = split_file_spec(spec)
-        if file_sha256(path) != named["sha256"]:
+        if code_sha256(path) != named["sha256"]:
             raise ConfigError(
                 f"{path} was changed while its search ran; run the command again, which begins "
                 "anew with the changed file, or change it back to go on"

@@ -201,7 +201,7 @@ def floor_of(judge: Judge, images: Images, samples: int, fakes: int) -> dict[str
     samples of this size is not 0 even if both are of one distribution.
     """
     (reals, _), train = images.first("judge", samples), images.splits["train"]
-    chosen = torch.randperm(len(train), generator=rng(0, "floor"))[:fakes]
+    chosen = torch.randperm(len(train), generator=rng(0, "floor"), device="cpu")[:fakes]
     features, _ = judge.features(train[chosen], probabilities=False)
     values, _ = _Eye(judge, None, reals, None, images.sha256).distances(judge, features)
     return {"values": values, "n": len(chosen), "reals": len(reals)}
@@ -266,7 +266,7 @@ def networks_in_eval(task: Task, config: Mapping[str, Any], runtime: Runtime) ->
 def latents_of(task: Task, n: int, sampling_seed: int) -> Tensor:
     """Draws from the task's prior, (n, latent); (n, 0) for a task without one."""
     if not task.latent:
-        return torch.zeros(n, 0)
+        return torch.zeros(n, 0, device="cpu")
     return task.latents(n, rng(LATENT_SEED, "judge-latents", sampling_seed))
 
 

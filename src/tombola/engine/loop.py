@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.training.checkpoint import save_state
+from tombola.training.starting import Start
 from tombola.training.trainer import Trainer
 
 CHECKPOINT_SECONDS = 60.0
@@ -18,7 +19,8 @@ class Loop:
     """A training's clock, progress reports and checkpoints.
 
     ``progress`` is told of steps done, ``path`` is where checkpoints go; ``seconds`` were spent
-    before, ``first`` is the step that the training began at.
+    before, ``first`` is the step that the training began at, and ``rewound`` whether its weights
+    come from another training. ConfigError from within if they are changed before they are used.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class Loop:
         path: Path,
         seconds: float,
         first: int,
+        *,
+        rewound: bool = False,
     ) -> None:
         self.trainer, self.progress, self.path = trainer, progress, path
         self.seconds = seconds
@@ -35,6 +39,9 @@ class Loop:
         """What else a checkpoint's manifest has."""
         self._lap = self._saved = self._told = time.perf_counter()
         self._told_step = first
+        advice = "initialise and load weights in the task's networks(), not in its loss()"
+        self._start = Start(trainer.networks, own=not rewound, advice=advice)
+        self._start.watch(Start.check, trainer.optimizers.values())
 
     def advance(self) -> None:
         """One step; a checkpoint at most every minute."""
@@ -49,6 +56,7 @@ class Loop:
 
     def close(self) -> None:
         """Bring the clock and the progress up to date."""
+        self._start.close()
         now = time.perf_counter()
         self.seconds += now - self._lap
         self._lap = now

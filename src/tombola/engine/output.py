@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.alike import alike
 from tombola.engine.handed_out import name_of, size_of
 from tombola.engine.learning import (
     above_floor,
@@ -75,6 +76,7 @@ def resolved(setting: Setting, command: str, recipe: str) -> dict[str, Any]:
             "family": setting.task.family,
             "data": setting.images.name,
             "data_sha256": setting.images.sha256,
+            "files": setting.files,
             "data_note": setting.images.note,
             "images": {split: len(t) for split, t in setting.images.splits.items()},
             "shape": list(setting.shape),
@@ -239,10 +241,12 @@ class Output:
         """Verdicts, the count of runs, and what the report tells besides."""
         evidence = self.evidence(costs)
         verdicts = summarise(rows, evidence=evidence)
+        notes = alike(self.plan.cells, self.record)
         diverged = {c.train for c in self.plan.cells if "diverged" in self.record(c.evaluate)}
         floor = self.record(self.plan.floor) if self.plan.floor else {}
         return {
             **verdicts,
+            **({"notes": notes} if notes else {}),
             "runs": {**runs, "diverged": len(diverged)},
             "cost": spent(
                 self.once(costs),

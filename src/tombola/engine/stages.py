@@ -76,7 +76,8 @@ def train(node: Node, context: Context) -> None:
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
     # What was cut or thinned has another number of steps than the plan could know.
     context.expect(total - first - node.steps)
-    loop = Loop(trainer, context.progress, checkpoint, seconds, first)
+    rewound = "from_step" in config
+    loop = Loop(trainer, context.progress, checkpoint, seconds, first, rewound=rewound)
     try:
         while True:
             if trainer.step in kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections import Counter
@@ -13,10 +14,14 @@ from typing import Any
 from tombola.config import Config
 from tombola.errors import ConfigError
 from tombola.loops.book import Book, Facts, Round, rewind_steps
+from tombola.loops.earlier import meaning_of
+from tombola.loops.reading import check_records, files_of
 from tombola.registry import file_sha256
 
 SEED = "{seed}"
 """What stands for the seed in the words of the script's command."""
+DIR = "{dir}"
+"""What stands for a folder of each training's own."""
 MANY = 10**9
 """Weights of a pool that is not known yet, to tell how sparse levels will be."""
 
@@ -31,8 +36,20 @@ class Request:
     out: Path
 
 
-def request_of(config: Config, words: Sequence[str], out: Path | None, command: str) -> Request:
-    """What ``tombola run`` was asked to do; ConfigError for what it cannot."""
+def request_of(
+    config: Config,
+    words: Sequence[str],
+    out: Path | None,
+    command: str,
+    *,
+    name: str = "",
+    same_script: bool = False,
+) -> Request:
+    """What ``tombola run`` was asked to do; ConfigError for what it cannot.
+
+    ``name``: what the training is called in tables, by default as its script. ``same_script``: a
+    search goes on though its script was edited.
+    """
     search, prune = config.search, config.prune
     if not words:
         raise ConfigError(
@@ -45,13 +62,15 @@ def request_of(config: Config, words: Sequence[str], out: Path | None, command: 
             f"--seeds {search.seeds} would run the same command {search.seeds} times; put {SEED} "
             f"where the script takes its seed, such as --seed {SEED}"
         )
-    if len(search.rewind) != 1 or len(prune.networks) != 1:
-        raise ConfigError("tombola run takes one --rewind and one --prune; give one of each")
-    task = _script_name(words)
+    step = _rewind_steps(config)
+    task = _task_name(name, words)
+    files = files_of(words)
+    for path in files.values():
+        check_records(path)
     facts = Facts(
         task=task,
         networks=prune.networks[0],
-        rewind_steps=rewind_steps(search.rewind[0], config.train.steps, "the script"),
+        rewind_steps=step,
         rounds=search.rounds,
         rate=search.rate,
         sparsity=search.sparsity,
@@ -60,15 +79,25 @@ def request_of(config: Config, words: Sequence[str], out: Path | None, command: 
         steps=config.train.steps,
         asked={
             "words": list(words),
-            "files": _files(words),
+            "files": {word: file_sha256(path) for word, path in files.items()},
             # Not in the names of searches that leave nothing out.
             **({"exclude": list(prune.exclude)} if prune.exclude else {}),
         },
+        meaning={word: meaning_of(path) for word, path in files.items()},
+        same_script=same_script,
         command=command,
     )
     request = Request(words=tuple(words), facts=facts, out=out or Path("runs") / f"{task}-imp")
     Book(request.out, facts).check()
     return request
+
+
+def _rewind_steps(config: Config) -> int:
+    """The step that weights go back to; ConfigError for what only the script knows."""
+    search, steps = config.search, config.train.steps
+    if len(search.rewind) != 1 or len(config.prune.networks) != 1:
+        raise ConfigError("tombola run takes one --rewind and one --prune; give one of each")
+    return rewind_steps(search.rewind[0], steps, "the script")
 
 
 def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -127,12 +156,14 @@ def _estimates(book: Book, whole: Sequence[Round], left: int) -> list[str]:
     return [*lines, told, disk(size), seeds_line(book.out, None)]
 
 
-def command_of(words: Sequence[str], seed: int = 0) -> list[str]:
+def command_of(words: Sequence[str], seed: int = 0, own: Path = Path()) -> list[str]:
     """The words as they are run for a seed: ``python`` is the Python that runs tombola.
+
+    ``own``: the folder that stands for ``{dir}``.
 
     ConfigError if the first word is nothing that can be run, or a named script is not there.
     """
-    words = [word.replace(SEED, str(seed)) for word in words]
+    words = [word.replace(SEED, str(seed)).replace(DIR, str(own.resolve())) for word in words]
     first = words[0]
     if first in ("python", "python3"):
         return [sys.executable, *words[1:]]
@@ -143,21 +174,14 @@ def command_of(words: Sequence[str], seed: int = 0) -> list[str]:
     return words
 
 
-def _script_name(words: Sequence[str]) -> str:
-    """What the training is called in tables: the script's file name without its end."""
+def _task_name(name: str, words: Sequence[str]) -> str:
+    """What the training is called in tables: as asked, or the script's file name without its end.
+
+    ConfigError for a name that no folder can have.
+    """
+    if name:
+        if not re.fullmatch(r"[\w. -]{1,80}", name) or name.startswith("."):
+            raise ConfigError(f"--name got {name!r}; give letters, digits, spaces and dashes")
+        return name
     scripts = [word for word in words if word.endswith(".py")]
     return Path(scripts[0]).stem if scripts else Path(words[0]).name
-
-
-def _files(words: Sequence[str]) -> dict[str, str]:
-    """Python files among the words and their SHA-256; ConfigError for one that is not there."""
-    found = {}
-    for word in words:
-        if word.endswith(".py"):
-            try:
-                found[word] = file_sha256(Path(word))
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot read {word!r}: {error.strerror}; give an existing script"
-                ) from error
-    return found

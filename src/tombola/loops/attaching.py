@@ -26,15 +26,18 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, UserError
 from tombola.loops import averages, listening, orders
 from tombola.loops.book import TICKET
+from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock, Stopped
 from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
+from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
-from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
+from tombola.training.starting import Start
+from tombola.training.trainer import named_state
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether ``tombola run`` is still there."""
@@ -120,7 +123,8 @@ def record(
     Metrics that Tombola knows have their own direction and margin; another one needs ``better``,
     "lower" or "higher" (``margin``: how much worse still is a match, as a share of the dense mean,
     default 0.10). ``n``: how many images stand behind the value. Outside of ``tombola run`` and
-    ``tombola.draw`` nothing is done. ConfigError for what is no number, and before ``attach``.
+    ``tombola.draw`` nothing is noted, but what is wrong with it is said all the same. ConfigError
+    for what is no number or has no direction, and, within, before ``attach``.
     """
     hear = listening.current()
     if hear is not None:
@@ -128,6 +132,7 @@ def record(
         return
     found = orders.current()
     if found is None:
+        Measured().add(metric, value, n, better, margin, step=0)
         return
     with _kept(found[0]):
         if _active is None or _active._work is None:
@@ -157,14 +162,30 @@ def _several(optimizers: Any) -> list[Any]:
 class _Watch(Clock):
     """A clock that looks around before each turn, and ends the process where it stops."""
 
-    def __init__(self, look: Callable[[], None], *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self._look = look
+    advice = "attach once the networks are built, initialised and loaded"
 
-    def _turn_begins(self, key: Hashable) -> None:
-        self._look()
+    def __init__(self, work: _Work, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._work = work
+
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        with self._work.faults():
+            return super()._before(optimizer, args, kwargs)
+
+    def _after(self, optimizer: Any) -> None:
+        with self._work.faults():
+            super()._after(optimizer)
+
+    def _check_start(self, start: Start) -> None:
+        if not self._work.ending.rank():  # wrappers give rank 0's weights to the others
+            with self._work.faults():
+                self._work.check_resumed(state_hash(named_state(self.networks)))
+                super()._check_start(start)
+
+    def _turn_begins(self, key: Hashable, networks: frozenset[str]) -> None:
+        self._work.look()
         try:
-            super()._turn_begins(key)
+            super()._turn_begins(key, networks)
         except Stopped:
             sys.exit(0)  # the round is over; close() is called on the way out
 
@@ -184,7 +205,6 @@ class _Work:
         self.averaged, self.ending = averaged, ending
         self.masks: Masks | None = None
         self.clock: _Watch
-        self._begun: dict[str, tuple[nn.Parameter, Tensor]] | None = None
         self._process = os.getpid()
         self._closed = False
         self._last_error = getattr(sys, "last_value", None)
@@ -196,6 +216,8 @@ class _Work:
         order = self.order
         pool = prunable(self.networks, order.prune, order.exclude)
         self.ending.prunable = {name: leaf.numel() for name, leaf in pool.items()}
+        self.ending.own = own = state_hash(named_state(self.networks))
+        self.check_resumed(own)
         if order.start != "own":
             ticket = load_ticket(self.part / TICKET)
             self.masks = ticket.masks
@@ -204,7 +226,7 @@ class _Work:
             else:
                 permute(self.networks, order.seed, f"reinit/{order.round}")
         self.clock = _Watch(
-            self._look,
+            self,
             self.networks,
             masks=self.masks,
             counted=counted,
@@ -212,15 +234,24 @@ class _Work:
             total_steps=order.steps or None,
             optimizers=optimizers,
             pruned=pool,
+            rewound=order.start == "ticket",
         )
         self.clock.start()
         if order.start != "own":
             averages.begin(self.averaged, self.networks)
-        self._begun = {k: (leaf, leaf.detach().clone()) for k, leaf in leaves(self.networks)}
         self.ending.begin()
         now = time.monotonic()
         self._look_at, self._save_at = now + LOOK_SECONDS, now + SAVE_SECONDS
         self._arrange_end()
+
+    def check_resumed(self, weights: str) -> None:
+        """ConfigError if weights are those that another training of the search ended with."""
+        if weights in self.order.ends and not self.ending.rank():
+            raise ConfigError(
+                f"the networks have the weights that {self.order.ends[weights]} ended with: the "
+                "script goes on from a checkpoint of another training; put {dir}, a folder of each "
+                "training, where its command names the folder of its checkpoints"
+            )
 
     def _arrange_end(self) -> None:
         """See to it that ``close`` is called when the process ends, and the state kept if ended."""
@@ -248,15 +279,11 @@ class _Work:
 
     def applied(self, network: str | None) -> None:
         """An update was made by hand: hold, count, and look, in this order."""
-        self._begun = None  # the weights have been changed already
         self.clock.hold([network] if network in self.networks else None)
         self.clock.apply(network)
 
-    def _look(self) -> None:
-        """Before each turn: what must be seen at once, and what once a second or a minute."""
-        if self._begun is not None:
-            with self.faults():
-                self._check_begun()
+    def look(self) -> None:
+        """Before each turn: what must be seen once a second or a minute."""
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -267,37 +294,8 @@ class _Work:
         if now >= self._save_at:
             self._save_at = now + SAVE_SECONDS
             with self.faults():
-                self.audit()
+                self.clock.audit()
             self.save()
-
-    def _check_begun(self) -> None:
-        """ConfigError if the weights are no longer those that the round was to begin with."""
-        begun, self._begun = self._begun, None
-        if begun is None or self.ending.rank():  # wrappers give rank 0's weights to the others
-            return
-        now = dict(leaves(self.networks))
-        replaced = [name for name, (leaf, _) in begun.items() if now.get(name) is not leaf]
-        changed = [
-            n for n, (leaf, then) in begun.items() if not bool((leaf == then.to(leaf)).all())
-        ]
-        if replaced or changed:
-            raise ConfigError(
-                f"between tombola.attach and the first step the weights were changed "
-                f"({', '.join((replaced or changed)[:3])}); attach once the networks are built, "
-                "initialised and loaded"
-            )
-
-    def audit(self) -> None:
-        """ConfigError naming the weights that are not zero though they are pruned."""
-        if self.masks is None:
-            return
-        leaks = Hold(self.networks, self.masks).leaks()
-        if leaks:
-            raise ConfigError(
-                f"pruned weights are not zero at step {self.clock.running} in "
-                f"{', '.join(leaks[:3])}: something changes them outside of an optimizer's step; "
-                "call apply() of what attach returned after each such change"
-            )
 
     def save(self) -> None:
         """Write the networks as they are, whole or not at all."""
@@ -331,7 +329,7 @@ class _Work:
         try:
             with self.faults():
                 try:
-                    self.audit()
+                    self.clock.audit()
                 finally:
                     self.clock.close()
                 self.ending.write(self)

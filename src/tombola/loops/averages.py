@@ -1,8 +1,8 @@
 """Where are the averaged weights of a network, whatever keeps them? Named like the network's own.
 
-A module of the same structure, ``torch.optim.swa_utils.AveragedModel`` around one, or an object
-with ``shadow_params`` (a list of tensors in the order of the network's parameters, as several
-libraries have it).
+A module of the same structure, ``torch.optim.swa_utils.AveragedModel`` around one, a module that
+keeps one as ``ema_model`` (ema-pytorch), or an object with ``shadow_params`` (a list of tensors in
+the order of the network's parameters, as several libraries have it).
 """
 
 from __future__ import annotations
@@ -49,6 +49,19 @@ def averages_of(ema: Any, networks: Mapping[str, nn.Module]) -> Averages:
     return found
 
 
+def counters_of(ema: Any, averages: Averages) -> list[tuple[Tensor, Tensor]]:
+    """What an average keeps besides weights, such as its count of updates, and a copy of it.
+
+    It decides how the next update is weighed, so each training must find it as the first one did.
+    """
+    several = ema.values() if isinstance(ema, Mapping) else ema
+    several = several if isinstance(ema, Mapping | list | tuple) else [ema]
+    modules = [each for each in several if isinstance(each, nn.Module)]
+    known = {tensor.data_ptr() for tensor in averages.values()}
+    buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
+    return [(each, each.detach().clone()) for each in buffers if each.data_ptr() not in known]
+
+
 @torch.no_grad()
 def begin(averages: Averages, networks: Mapping[str, nn.Module]) -> None:
     """Let averages begin at the weights that the networks have now, in place."""
@@ -74,7 +87,7 @@ def _named(ema: Any, network: nn.Module) -> dict[str, Tensor] | None:
     state = plain_state(network)
     shadow = getattr(ema, "shadow_params", None)
     if isinstance(ema, nn.Module):
-        own = plain_state(ema)
+        own = plain_state(_model(ema))
     elif isinstance(shadow, list | tuple) and all(isinstance(each, Tensor) for each in shadow):
         names = _in_order(network, len(shadow))
         if len(names) != len(shadow):
@@ -85,6 +98,12 @@ def _named(ema: Any, network: nn.Module) -> dict[str, Tensor] | None:
         return None
     fits = {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}
     return own if fits else None
+
+
+def _model(ema: nn.Module) -> nn.Module:
+    """The module that has the averaged weights: ema-pytorch's is within its own."""
+    inner = getattr(ema, "ema_model", None)
+    return inner if isinstance(inner, nn.Module) else ema
 
 
 def _in_order(network: nn.Module, count: int) -> list[str]:

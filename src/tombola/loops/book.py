@@ -8,13 +8,13 @@ OUT/store as a run does, whole and marked or not there. ``folder.py`` writes fro
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tombola.errors import ConfigError
+from tombola.loops.earlier import Earlier
 from tombola.runs.store import Store
 from tombola.values import content_hash, parse_rewind, percent_of
 
@@ -50,6 +50,16 @@ class Facts:
     """Training length; 0 = as long as the training itself goes on."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else decides what a round is: JSON values; part of every round's name."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What decides what the training does, by path: see ``capture.py``; part of every name."""
+    state: tuple[str, ...] = ()
+    """Paths of what the training itself changes: no part of any name."""
+    meaning: Mapping[str, str] = field(default_factory=dict)
+    """File of ``asked["files"]`` -> hash of its code, comments and descriptions apart."""
+    same_script: bool = False
+    """Whether to go on though the code of a file is another."""
+    edited: tuple[str, ...] = ()
+    """Files that were edited between trainings, and the search went on."""
     command: str = ""
     method: str = "imp"
     precision: str = ""
@@ -102,6 +112,7 @@ class Facts:
             **({"sparsity": list(self.sparsity)} if self.sparsity else {"rate": self.rate}),
             "method": self.method,
             **self.asked,
+            **({"given": content_hash(dict(self.given))[:16]} if self.given else {}),
         }
 
 
@@ -161,18 +172,35 @@ class Round:
     """Threads of its process."""
     shape: Sequence[int] = ()
     """Channels, height and width of its images; empty without any."""
+    own: str = ""
+    """Hash of the weights that a script came with, before it got those of its round."""
+    end: str = ""
+    """Hash of the weights that its networks ended with."""
+    unlike: bool = False
+    """Whether a script came with other weights than the dense training of its seed did."""
+    idle: Sequence[str] = ()
+    """Networks that could learn, and no optimizer took a step of."""
     log: Sequence[Mapping[str, Any]] = ()
     """Rows with a ``step``: what was measured on the way."""
     judged: str = ""
     """What was judged, where it is not what the last step left; kept only then."""
+
+    @property
+    def title(self) -> str:
+        """The training in words."""
+        where = "" if self.arm == "dense" else f" of round {self.round}"
+        return f"{self.arm}{where}, seed {self.seed}"
 
 
 class Book:
     """The rounds of one search in their folder."""
 
     def __init__(self, out: Path, facts: Facts) -> None:
-        self.out, self.facts = out, facts
-        self.store = Store(out / "store")
+        self.out, self.store = out, Store(out / "store")
+        # As long as no round is whole, words may change: a first round that failed is mended so.
+        begun = bool(self.store.finished())
+        self._earlier = Earlier.read(out / CONFIG) if begun else Earlier()
+        self.facts = self._earlier.adopt(facts)
 
     def rounds(self) -> Iterator[tuple[str, int, int]]:
         """(arm, seed, level) of all rounds, each after those it needs."""
@@ -230,6 +258,20 @@ class Book:
         for level in range(1, len(self.facts.levels) + 1):
             self.facts.kept(level)
 
+    def know_state(self, paths: Iterable[str]) -> None:
+        """Take in what the training changes of what it is given, which is no part of a name."""
+        state = tuple(sorted({*self.facts.state, *paths}))
+        self.facts = dataclasses.replace(self.facts, state=state)
+
+    def ends(self) -> dict[str, list[Round]]:
+        """Hash of weights -> the trainings that are there and ended with them."""
+        found: dict[str, list[Round]] = {}
+        for each in self.rounds():
+            made = self.read(*each) if self.has(*each) else None
+            if made is not None and made.end and made.diverged is None:
+                found.setdefault(made.end, []).append(made)
+        return found
+
     def recall(self) -> bool:
         """Take in what an earlier call learned of the networks; False if nothing is there."""
         for arm, seed, level in self.rounds():
@@ -240,33 +282,11 @@ class Book:
         return False
 
     def check(self) -> None:
-        """ConfigError that shows the difference, if the folder is of another search.
-
-        As long as no round is whole, words may change: a first round that failed is mended so.
-        """
-        path, foreign = self.out / CONFIG, False
-        try:
-            config = json.loads(path.read_text("utf-8"))["config"]
-            foreign = "search" in config
-            earlier = config["script"]["fixed"]
-            now = json.loads(json.dumps(self.facts.fixed()))
-            names = sorted({*earlier, *now})
-            changed = [key for key in names if earlier.get(key) != now.get(key)]
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            if foreign:
-                raise ConfigError(
-                    f"{self.out} holds a search of tombola find, train or transfer; choose another "
-                    "out folder"
-                ) from error
+        """ConfigError that shows the difference, if the folder is of another search."""
+        Earlier.read(self.out / CONFIG)  # refuses one of something else
+        changed = self._earlier.differences(self.facts)
+        if changed:
             raise ConfigError(
-                f"{path} is of no search around a training of your own "
-                f"({type(error).__name__}: {error}); choose another out folder"
-            ) from error
-        if changed and self.store.finished():
-            shown = "; ".join(f"{k}: {earlier.get(k)!r} -> {now.get(k)!r}" for k in changed)
-            raise ConfigError(
-                f"{self.out} holds a search with other words ({shown}); choose another out "
-                "folder, or give the words it was begun with"
+                f"{self.out} holds a search with other words ({'; '.join(changed)}); choose "
+                "another out folder, or give the words it was begun with"
             )

@@ -2,8 +2,7 @@
 
 torch tells of every optimizer step by its global hooks, so a loop need not be changed. An optimizer
 belongs to a network by the identity of the parameters that it holds, whatever wraps the network.
-Steps are told apart into rounds, the step of design 3.3: every optimizer's turn once, one of them
-perhaps several times (n_critic).
+Without a network that is counted, a step is a round: see ``turns.py``.
 """
 
 from __future__ import annotations
@@ -21,14 +20,18 @@ from torch.optim.optimizer import (
 
 from tombola.errors import ConfigError, unknown
 from tombola.loops.met import Met, parameters_of, size_of
+from tombola.loops.turns import Rounds
 from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters
+from tombola.training.starting import Start
 from tombola.training.trainer import load_weights, named_state
 
 PATIENCE = 1000
 """After so many optimizer steps without one of a network that could learn, none is expected."""
+AUDIT_TURNS = 64
+"""Pruned weights are looked at before each so manieth turn, and the 1st, 2nd, 4th ... 32nd."""
 T = TypeVar("T")
 
 
@@ -36,76 +39,29 @@ class Stopped(BaseException):
     """Ends a loop that goes on beyond its last step; ``except Exception`` does not swallow it."""
 
 
-class Rounds:
-    """Whole rounds in a sequence of turns; a turn is one step of one optimizer, given by a key.
-
-    A round begins with the key that began the first one. The first round ends where that key comes
-    again after all ``expected`` networks had theirs; it tells who is last and how often in a row,
-    so that the end of later rounds is known at once.
-    """
-
-    def __init__(self, expected: Iterable[str]) -> None:
-        self.expected = frozenset(expected)
-        self.seen: set[str] = set()
-        self.done = 0
-        self.open = False
-        """Whether a round has begun that is not known to be over."""
-        self.turns = 0
-        """Turns of the open round."""
-        self._first: Hashable = None
-        self._last: tuple[Hashable, int] | None = None
-        self._key: Hashable = None
-        self._run = 0
-
-    def over_before(self, key: Hashable) -> bool:
-        """Whether the open round is over, as the turn that is about to begin shows."""
-        if not self.open or key != self._first:
-            return False
-        return self._key != key if self._last is not None else self.expected <= self.seen
-
-    def add(self, key: Hashable, networks: Iterable[str]) -> bool:
-        """Note a turn; True if the round is known to end with it."""
-        if not self.open:
-            self.open, self.turns, self._run = True, 0, 0
-        if self._first is None:
-            self._first = key
-        self._run = self._run + 1 if self.turns and key == self._key else 1
-        self._key = key
-        self.turns += 1
-        self.seen |= set(networks)
-        return self._last is not None and self._last == (key, self._run)
-
-    def end(self) -> None:
-        """The open round is over."""
-        if self._last is None:
-            self._last = (self._key, self._run)
-        self.open = False
-        self.done += 1
-
-    def whole(self) -> bool:
-        """Whether the open round can be one that was not cut off, when the loop has ended."""
-        if not self.open:
-            return False
-        return self.expected <= self.seen if self._last is None else self._key == self._last[0]
-
-
 class Clock:
     """Counts and holds while a ``with`` block trains ``networks`` in any way.
 
     ``masks``: "network.parameter" -> bool; the pruned weights are zero from the start and after
-    each step of an optimizer. ``counted``: the network whose optimizer steps are counted; without
-    one, rounds are. ``rewind_steps``: ``snapshot`` gets the weights and buffers of all networks at
-    the end of the round in which the count reaches it; 0 = at the start. ``total_steps``:
-    ``final`` gets them at the end of the round that reaches it, the loop is stopped if it begins
-    another, and the networks are left in that state; what ends by itself is left as it ended, with
+    each step of an optimizer. ``counted``: the network whose optimizer steps are counted, exactly;
+    without one, rounds are. ``rewind_steps``: ``snapshot`` gets the weights and buffers of all
+    networks when the count reaches it, and what else belongs to its round is done; 0 = at the
+    start. ``total_steps``: ``final`` gets them likewise, the loop is stopped if it begins another
+    step, and the networks are left in that state; what ends by itself is left as it ended, with
     the evaluation weights of optimizers that have ``eval()`` and ``train()``. ``optimizers``:
     objects with ``step()`` that are no torch optimizers. ``pruned``: the weights that are or will
-    be pruned, whose layers are looked at when they are first called.
+    be pruned, whose layers are looked at when they are first called. ``rewound``: the weights come
+    from another training.
 
     A skipped step of a gradient scaler is none; of accumulated gradients only the optimizer's
     steps count. ConfigError for an unknown network, also from within the loop if a network that
-    requires gradients is never stepped. TicketError if a mask fits no parameter.
+    requires gradients is never stepped, if optimizers begin at different times and no network is
+    ``counted``, if the weights are changed before the first step (see ``starting.py``), and if
+    pruned ones are not zero before a step. TicketError if a mask fits no parameter.
     """
+
+    advice = "initialise and load the networks before, not in the training"
+    """What to do where weights are changed before the first step."""
 
     def __init__(
         self,
@@ -117,6 +73,7 @@ class Clock:
         total_steps: int | None = None,
         optimizers: Iterable[Any] = (),
         pruned: Iterable[str] = (),
+        rewound: bool = False,
     ) -> None:
         if counted is not None and counted not in networks:
             raise unknown("network", counted, networks, "for the clock")
@@ -132,7 +89,7 @@ class Clock:
         self.foreign = 0
         """Optimizer steps that held no parameter of the networks."""
         self._masks, self._counted = masks, counted
-        self._rewind, self._total = rewind_steps, total_steps
+        self._rewind, self._total, self._rewound = rewind_steps, total_steps, rewound
         self._owners: dict[int, set[str]] = {}
         for name, network in networks.items():
             for leaf in plain_parameters(network).values():
@@ -152,7 +109,8 @@ class Clock:
         self._known: dict[int, Met] = {}
         self._given = tuple(optimizers)
         self._ours = self._cut_off = False
-        self._whole = 0
+        self._whole = self._audits = 0
+        self._start: Start | None = None
 
     @property
     def steps(self) -> int:
@@ -177,10 +135,13 @@ class Clock:
         ]
         for optimizer in self._given:
             self.watch(optimizer)
+        self._start = Start(self.networks, own=not self._rewound, advice=self.advice)
+        self._start.watch(self._check_start)
         return self
 
     def close(self) -> None:
         """Take the hooks away; the round under way counts if it was not cut off."""
+        self._forget_start()
         for hook in self._hooks:
             hook.remove()
         for optimizer in self._wrapped:
@@ -188,6 +149,8 @@ class Clock:
         self._hooks, self._wrapped = [], []
         if self.rounds.whole():
             self._end_round()
+        elif self._counted is not None and self.rounds.open:
+            self._reach(self._count())
         if self.final is not None and self._cut_off:
             load_weights(self.networks, self.final)
         self.judged = self._guard.evaluate()
@@ -239,7 +202,8 @@ class Clock:
         if self._ours:
             self.hold(names)
             return
-        self._turn_begins(names)
+        self._forget_start()  # the weights have been changed already
+        self._turn_begins(names, names)
         self.hold(names)
         self._turn_ends(names, names)
 
@@ -256,6 +220,42 @@ class Clock:
     def leaks(self) -> list[str]:
         """Names of the parameters with a pruned entry that is not zero."""
         return self._hold.leaks() if self._hold is not None else []
+
+    def audit(self) -> None:
+        """ConfigError naming the weights that are not zero though they are pruned.
+
+        Not those of a training that diverged: a mask leaves no zero of what is no number.
+        """
+        leaks = self.leaks()
+        if not leaks:
+            return
+        state = named_state(self.networks)
+        if all(bool(state[name].isfinite().all()) for name in leaks):
+            raise ConfigError(
+                f"pruned weights are not zero at step {self.running} in {', '.join(leaks[:3])}: "
+                "something changes them outside of an optimizer's step; call apply() of the "
+                "clock, or of what attach returned, after each such change"
+            )
+
+    def _check_start(self, start: Start) -> None:
+        """The weights are about to be used, or changed, for the first time."""
+        start.check()
+
+    def _forget_start(self) -> None:
+        if self._start is not None:
+            self._start.close()
+            self._start = None
+
+    def _look(self) -> None:
+        """Before a turn of an optimizer: is all as it is held to be?"""
+        if self._start is not None:
+            try:
+                self._check_start(self._start)
+            finally:
+                self._forget_start()
+        seen, self._audits = self._audits, self._audits + 1
+        if seen % AUDIT_TURNS == 0 or (seen < AUDIT_TURNS and seen & (seen - 1) == 0):
+            self.audit()
 
     def _fit(self) -> None:
         """Make the hold for the parameters as they are now: their device and dtype may change."""
@@ -278,7 +278,8 @@ class Clock:
         others = (other for other in self._known.values() if other is not known)
         known.within = any(other.depth and other.key == known.key for other in others)
         if known.depth == 1 and not known.within:
-            self._turn_begins(known.key)
+            self._look()
+            self._turn_begins(known.key, known.networks)
         return self._guard.held(known.hold, args, kwargs)
 
     def _after(self, optimizer: Any) -> None:
@@ -324,9 +325,12 @@ class Clock:
                 f"{', '.join(self.networks)}; the loop must train the very modules that are given"
             )
 
-    def _turn_begins(self, key: Hashable) -> None:
+    def _turn_begins(self, key: Hashable, networks: frozenset[str]) -> None:
         if self.rounds.over_before(key):
             self._end_round()
+        elif self._counted in networks:
+            # Of the network that is counted nothing beyond its count may be in what is kept.
+            self._reach(self._count())
         if self._total is not None and self.steps >= self._total:
             self._cut_off = True
             raise Stopped
@@ -344,13 +348,8 @@ class Clock:
             self._latest = self._state()
         if ended:
             self._end_round()
-        missing = self.rounds.expected - self.rounds.seen
-        if missing and self.rounds.turns > PATIENCE:
-            raise ConfigError(
-                f"after {self.rounds.turns} optimizer steps, none was of network "
-                f"{', '.join(sorted(missing))}; leave it out of the networks, or call "
-                "requires_grad_(False) on it before"
-            )
+        if self._counted is None:
+            self.rounds.check(PATIENCE)
 
     def _count(self) -> int:
         """Steps if the open round ended now."""
@@ -361,6 +360,12 @@ class Clock:
     def _end_round(self) -> None:
         count = self._count()
         self.rounds.end()
+        self._reach(count)
+        if self._counted is None:
+            self.rounds.check(PATIENCE)
+
+    def _reach(self, count: int) -> None:
+        """So many steps are done: keep what is asked for at this count."""
         self._whole = count
         if self._rewind and self.snapshot is None and count >= self._rewind:
             self.snapshot = self._latest

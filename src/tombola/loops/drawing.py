@@ -20,13 +20,22 @@ from tombola.engine.search import Result, absent, gone_if_refused
 from tombola.errors import ConfigError, TicketError
 from tombola.loops import averages
 from tombola.loops.book import FINAL, GRID, REWIND, TICKET, Book, Round
+from tombola.loops.capture import changed, state_hash
 from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config
 from tombola.loops.listening import listening
 from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.modules import Modules, Networks, Weights, copied
-from tombola.loops.options import Options, arity, facts_of, options_of, pool_of
+from tombola.loops.options import (
+    Options,
+    arity,
+    check_told,
+    facts_of,
+    given_of,
+    options_of,
+    pool_of,
+)
 from tombola.loops.rounds import make_rounds
 from tombola.runs.lock import locked
 from tombola.runs.results import read_results
@@ -34,6 +43,7 @@ from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights
+from tombola.training.trainer import named_state
 
 START = "start.safetensors"
 """File of a dense round: the weights that given networks came with, for the control reinit."""
@@ -66,10 +76,12 @@ def draw(
         book = Book(folder, facts)
         with gone_if_refused(made):
             book.check()
+            check_told(book.facts)
             book.learn(modules.sizes(), pool_of(modules, chosen))
         book.store.folder.mkdir(exist_ok=True)
         write_config(book)
         drawing = _Drawing(train, networks, modules, book, chosen)
+        drawing.given = facts.given
         try:
             summary = make_rounds(book, lambda each, *_: drawing.make(*each), tell)
         finally:
@@ -90,7 +102,11 @@ class _Drawing:
     ) -> None:
         self.train, self.book, self.options = train, book, options
         self._networks, self._seed, self._modules = networks, 0, modules
+        self._first = modules
+        self.given: Mapping[str, Any] | None = None
+        """What the training was given before the first call of it, until that is over."""
         self.averaged = averages.averages_of(options.ema, modules.networks)
+        self._counters = averages.counters_of(options.ema, self.averaged)
 
     def make(self, arm: str, seed: int, level: int) -> None:
         """One round: start weights and masks, the training, what it came to."""
@@ -121,7 +137,7 @@ class _Drawing:
                 ticket.start(modules.networks)
         measured = Measured()
         began = time.perf_counter()
-        clock = self._train(seed, modules.networks, ticket, measured)
+        clock = self._train(seed, modules.networks, ticket, measured, arm != "reinit")
         seconds = time.perf_counter() - began
         state = self._state(modules.networks, ticket)
         bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
@@ -145,10 +161,17 @@ class _Drawing:
             why=why,
             shape=shape,
             judged=judged_by(clock),
+            end="" if bad else state_hash(named_state(modules.networks)),
+            idle=clock.rounds.missing,
             **surroundings(modules.networks),
             **measured.told(),
         )
         book.commit(made)
+        if self.given is not None:
+            now = given_of(self.train, self._first, self.options)
+            book.know_state(changed(self.given, now))
+            write_config(book)
+            self.given = None
         self._tell(made)
 
     def _of(self, seed: int) -> Modules:
@@ -159,7 +182,12 @@ class _Drawing:
         return self._modules
 
     def _train(
-        self, seed: int, networks: dict[str, nn.Module], ticket: Ticket | None, measured: Measured
+        self,
+        seed: int,
+        networks: dict[str, nn.Module],
+        ticket: Ticket | None,
+        measured: Measured,
+        rewound: bool,
     ) -> Clock:
         """Call the user's function; ConfigError if it takes too few steps."""
         steps = self.book.facts.steps
@@ -171,6 +199,7 @@ class _Drawing:
             total_steps=steps,
             optimizers=self.options.optimizers,
             pruned=self.book.facts.prunable,
+            rewound=ticket is not None and rewound,
         )
 
         def hear(*told: Any) -> None:
@@ -179,6 +208,8 @@ class _Drawing:
         seed_everything(seed, "draw")
         with listening(hear), clock:
             averages.begin(self.averaged, networks)  # at weights that are masked by now
+            for counter, came in self._counters:
+                counter.copy_(came)
             self.train(*(networks, clock)[: arity(self.train)])
         if clock.steps < steps:
             raise ConfigError(
@@ -218,10 +249,9 @@ class _Drawing:
 
     def _tell(self, made: Round) -> None:
         if self.options.tell is not None:
-            where = "" if made.arm == "dense" else f" of round {made.round}"
             end = ", ".join(f"{name} {value:.4g}" for name, value in made.values.items())
             end = f"diverged ({made.why})" if made.why else end or "nothing measured"
-            head = f"{made.arm}{where}, seed {made.seed}: {made.seconds:.0f} s"
+            head = f"{made.title}: {made.seconds:.0f} s"
             self.options.tell(", ".join(filter(None, [head, end, made.judged])))
 
 
@@ -235,5 +265,8 @@ def _hint(clock: Clock) -> str:
     stepped = [name for name, count in clock.turns.items() if count]
     if not stepped:
         return " (no optimizer of the given networks' parameters was seen)"
-    unseen = sorted(clock.rounds.expected - clock.rounds.seen)
-    return f" (no step of {', '.join(unseen)} was seen)" if unseen else ""
+    unseen = clock.rounds.missing
+    if not unseen:
+        return ""
+    names = ", ".join(unseen)
+    return f" (no step of {names} was seen; if it joins later, give clock={stepped[0]!r})"

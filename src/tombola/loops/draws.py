@@ -64,7 +64,9 @@ def permute(networks: Mapping[str, nn.Module], seed: int, purpose: str) -> None:
     """
     for name, leaf in leaves(networks):
         if leaf.dim() >= 2:
-            order = torch.randperm(leaf.numel(), generator=rng(seed, f"{purpose}-{name}"))
+            order = torch.randperm(
+                leaf.numel(), generator=rng(seed, f"{purpose}-{name}"), device="cpu"
+            )
             leaf.copy_(leaf.reshape(-1)[order.to(leaf.device)].view(leaf.shape))
 
 

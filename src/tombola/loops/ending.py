@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
+from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock
 from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
@@ -52,6 +53,8 @@ class Ending:
         self.judge, self.sample = judge, sample
         self.measured = Measured()
         self.prunable: dict[str, int] = {}
+        self.own = ""
+        """Hash of the weights that the script came with."""
         self._start = 0.0
         self._rank = int(os.environ.get("RANK", "0"))
 
@@ -79,6 +82,7 @@ class Ending:
         ConfigError if the training ended too early, or for what judge and sample give.
         """
         seconds, clock = time.perf_counter() - self._start, training.clock
+        end = state_hash(named_state(training.networks))
         self._check_length(clock)
         if self.rank():
             return
@@ -110,6 +114,10 @@ class Ending:
                 "why": why,
                 "shape": list(shape),
                 "judged": judged_by(clock),
+                "own": self.own,
+                "end": "" if bad else end,
+                "unlike": self.order.own not in ("", self.own),
+                "idle": clock.rounds.missing,
                 **surroundings(training.networks),
                 **self.measured.told(),
             },
@@ -119,15 +127,21 @@ class Ending:
 
     def _check_length(self, clock: Clock) -> None:
         order = self.order
+        taken_up = (
+            "; if the script took up a checkpoint of another training, put {dir}, a folder of "
+            "each, where its command names the folder of its checkpoints"
+            if order.ends
+            else ""
+        )
         if clock.steps == 0:
             raise ConfigError(
                 "no optimizer step of the attached networks was seen; give optimizers= to attach, "
-                "or call apply() of what it returned after each update"
+                f"or call apply() of what it returned after each update{taken_up}"
             )
         if order.steps and clock.steps < order.steps:
             raise ConfigError(
                 f"the training ended by itself after {clock.steps} steps, but --steps asks for "
-                f"{order.steps}; let it run longer, or give fewer --steps"
+                f"{order.steps}; let it run longer, or give fewer --steps{taken_up}"
             )
         if order.start == "own" and clock.snapshot is None:
             raise ConfigError(

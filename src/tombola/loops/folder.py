@@ -13,8 +13,9 @@ from typing import Any
 
 from tombola.atomic import write_atomic
 from tombola.engine.surroundings import git_commit, versions
+from tombola.errors import ConfigError
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
-from tombola.metrics.rules import Rule, fixed_margins, register_rule
+from tombola.metrics.rules import Rule, fixed_margins, own_rules
 from tombola.metrics.verdict.decide import summarise
 from tombola.report.page import write_report
 from tombola.runs.results import CostRow, Row, write_costs, write_results
@@ -41,9 +42,8 @@ def write_config(book: Book) -> None:
     facts = book.facts
     whole = [book.read(*each) for each in book.rounds() if book.has(*each)]
     made = next((each for each in whole if not each.not_run), None)
-    for each in whole:  # the margins of what a training measured besides are fixed with the others
-        for metric, rule in each.rules.items():
-            register_rule(metric, Rule(rule["better"], rule["margin"]))
+    with own_rules(_rules(whole)):  # margins of what is measured besides are fixed with the others
+        margins = fixed_margins()
     write_json(
         book.out / CONFIG,
         {
@@ -52,6 +52,10 @@ def write_config(book: Book) -> None:
             "config": {
                 "script": {
                     "fixed": facts.fixed(),
+                    "given": dict(facts.given),
+                    "state": list(facts.state),
+                    "meaning": dict(facts.meaning),
+                    "edited": list(facts.edited),
                     "rounds": len(facts.levels),
                     "seeds": facts.seeds,
                     "controls": list(facts.controls),
@@ -68,13 +72,28 @@ def write_config(book: Book) -> None:
                 "parameters": dict(facts.parameters),
                 "prunable": list(facts.prunable),
                 "prunable_weights": {facts.networks: sum(facts.prunable.values())},
-                "margins": fixed_margins(),
+                "margins": margins,
                 "shape": next((list(each.shape) for each in whole if each.shape), None),
             },
             "versions": versions(),
             "git_commit": git_commit(),
         },
     )
+
+
+def _rules(rounds: Sequence[Round]) -> dict[str, Rule]:
+    """What the trainings of a search say of metrics that have no rule; ConfigError for two ways."""
+    found: dict[str, Rule] = {}
+    for made in rounds:
+        for metric, given in made.rules.items():
+            rule = Rule(given["better"], given["margin"])
+            if found.setdefault(metric, rule) != rule:
+                raise ConfigError(
+                    f"metric {metric!r} has two rules in one search: {found[metric].better} is "
+                    f"better by {found[metric].margin}, and {rule.better} by {rule.margin}; give "
+                    "one, and another out folder"
+                )
+    return found
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,8 @@ class _Folder:
 
     def _summary(self, runs: Mapping[str, int]) -> dict[str, Any]:
         """Verdicts, the count of runs, and what the report tells besides."""
-        verdicts = summarise(self.rows)
+        with own_rules(_rules(self.rounds)):
+            verdicts = summarise(self.rows)
         trained = [made for made in self.rounds if not made.not_run]
         return {
             **verdicts,
@@ -191,12 +211,42 @@ class _Folder:
         if not self._measured:
             notes.append(
                 "Nothing was measured, so there is no verdict: only tickets and, where the "
-                "training gives samples, pictures."
+                "training gives samples, pictures. For a verdict call tombola.record(metric, "
+                'value, better="lower") in the training, or give a judge.'
             )
         steps = sorted({made.steps for made in trained if made.diverged is None})
         if len(steps) > 1:
             notes.append(
                 f"Not all trainings had the same length: {steps[0]:,} to {steps[-1]:,} steps."
+            )
+        facts = self.book.facts
+        idle = sorted({name for made in trained for name in made.idle})
+        if idle:
+            notes.append(f"No optimizer took a step of {', '.join(idle)}: it did not learn.")
+        if facts.state:
+            more = f" and {len(facts.state) - 5} more" if len(facts.state) > 5 else ""
+            notes.append(
+                "The training itself changes these, and they are not put back between trainings: "
+                f"{', '.join(facts.state[:5])}{more}."
+            )
+        for same in self.book.ends().values():
+            if len(same) > 1:
+                notes.append(
+                    "These ended with the same weights, bit for bit: "
+                    f"{'; '.join(made.title for made in same)}."
+                )
+        unlike = [made.title for made in trained if made.unlike]
+        if unlike:
+            notes.append(
+                "These came with other weights than the dense training of their seed, so they are "
+                "drawn without the seed, or loaded from a checkpoint of another training ({dir} "
+                f"gives each a folder): {'; '.join(unlike[:3])}"
+                + (f"; and {len(unlike) - 3} more." if len(unlike) > 3 else ".")
+            )
+        if facts.edited:
+            notes.append(
+                f"Edited between trainings, which went on by --same-script: "
+                f"{', '.join(facts.edited)}."
             )
         return notes
 

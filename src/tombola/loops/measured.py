@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tombola.atomic import write_atomic
 from tombola.errors import ConfigError
-from tombola.metrics.rules import Rule, rule_of
+from tombola.metrics.rules import rule_of
 from tombola.runs.results import DIVERGED, NOT_RUN
 
 SHARE = 0.10
@@ -72,9 +72,8 @@ def check_rule(metric: str, better: str | None, margin: float | None) -> dict[st
         raise ConfigError(f"margin of {metric!r} is {margin!r}; give a share of the dense mean > 0")
     own = {"better": better, "margin": float(share)}
     if known is not None:
-        if better and known == Rule(known.better, share) and better == known.better:
-            return own  # given before in this process, or no other than the contract's
-        if better not in (None, known.better) or margin is not None:
+        same = known.share and margin == known.margin
+        if better not in (None, known.better) or not (margin is None or same):
             raise ConfigError(
                 f"metric {metric!r} has a rule of its own ({known.better} is better); leave better "
                 "and margin out, or choose another name"

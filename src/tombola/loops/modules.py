@@ -26,7 +26,8 @@ class Modules:
 
     def __init__(self, networks: Any, seed: int) -> None:
         self.given = isinstance(networks, Mapping | nn.Module) or not callable(networks)
-        self._make = networks
+        self.make = networks
+        """What was given: the networks, or a function that makes them."""
         self.networks: dict[str, nn.Module] = checked(networks if self.given else self._new(seed))
         self.came = copied(self.networks)
         """The weights and buffers that they came with."""
@@ -40,7 +41,7 @@ class Modules:
     def _new(self, seed: int, purpose: str = "init") -> Any:
         with generators_as_found():
             seed_everything(seed, purpose)
-            return self._make()
+            return self.make()
 
     def sizes(self) -> dict[str, int]:
         """Network -> number of its parameters."""

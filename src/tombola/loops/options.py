@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import nn
+
 from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
 from tombola.limits import ascending, distinct, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
+from tombola.loops.capture import captured, opaque, state_hash, structure
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS
 from tombola.sparsity.masks import prunable
@@ -58,6 +60,8 @@ class Options:
     """What the training is called in tables; by default the function's name."""
     data: str = "own data"
     """What its data is called in tables."""
+    key: str = ""
+    """Stands for what draw cannot tell of the function: a text that changes when that does."""
     tell: Callable[[str], None] | None = None
     """Gets a line of text after each training, such as print."""
 
@@ -69,6 +73,8 @@ def options_of(given: Mapping[str, Any]) -> Options:
         if name not in names:
             raise ConfigError(f"draw has no option {name!r}; it has: {', '.join(names)}")
     chosen = Options(**given)
+    if not isinstance(chosen.key, str):
+        raise ConfigError(f"key is a {type(chosen.key).__name__}; give a text, such as lr=0.1")
     for name in ("judge", "sample", "tell"):
         value = getattr(chosen, name)
         if value is not None and not callable(value):
@@ -114,16 +120,53 @@ def facts_of(train: Callable[..., Any], modules: Modules, steps: int, chosen: Op
         controls=coerce("controls", chosen.controls, "tuple"),
         steps=steps,
         asked={
-            "train": _identity(train),
+            "train": _name(train),
             "networks": modules.sizes(),
             "exclude": list(chosen.exclude),
             "clock": chosen.clock,
             "ema": chosen.ema is not None,
-            "judge": None if chosen.judge is None else _identity(chosen.judge),
+            "judge": None if chosen.judge is None else _name(chosen.judge),
             **{key: _plain(getattr(chosen, key)) for key in ("better", "margin")},
+            **({"key": chosen.key} if chosen.key else {}),
         },
+        given=given_of(train, modules, chosen),
         command=f"tombola.draw({_name(train)}, steps={steps}, rewind={chosen.rewind!r})",
     )
+
+
+def given_of(train: Callable[..., Any], modules: Modules, chosen: Options) -> dict[str, Any]:
+    """What decides what the functions and networks do, by path: see ``capture.py``."""
+    averaged = chosen.ema.values() if isinstance(chosen.ema, Mapping) else [chosen.ema]
+    named = {f"average {n}": each for n, each in enumerate(averaged)} | dict(modules.networks)
+    known: dict[int, str] = {}
+    for name, network in named.items():
+        known[id(network)] = f"network {name}"
+        parts = network.modules() if isinstance(network, nn.Module) else ()
+        for place, part in enumerate(parts):
+            known[id(part)] = f"network {name} {place}"
+            known |= {
+                id(each): f"network {name} {place}.{key}"
+                for key, each in (*part._parameters.items(), *part._buffers.items())
+                if each is not None
+            }
+    roots = {"train": train} if chosen.judge is None else {"train": train, "judge": chosen.judge}
+    if not modules.given:
+        roots["networks"] = modules.make
+    found = captured(roots, known)
+    for name, network in modules.networks.items():
+        found |= {f"{name}.{key}": value for key, value in structure(network).items()}
+    found["start"] = f"weights {state_hash(modules.came)}"
+    return found
+
+
+def check_told(facts: Facts) -> None:
+    """ConfigError for what cannot be told again, unless a key stands for it."""
+    odd = opaque(facts.given)
+    if odd and "key" not in facts.asked:
+        raise ConfigError(
+            f"draw cannot tell whether {', '.join(odd[:3])} will be the same in a later call; give "
+            "key=, a text of yours that changes when it does, such as key='lr=0.1'"
+        )
 
 
 def _pruned(chosen: Options) -> tuple[str, ...]:
@@ -153,11 +196,6 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _identity(function: Any) -> str:
-    """A function's name, and eight hex digits of its text."""
-    return f"{_name(function)} {_fingerprint(function)}".strip()
-
-
 def _written(function: Any) -> Any:
     """The function or class that was written down, behind what is called."""
     while isinstance(function, functools.partial):
@@ -167,14 +205,3 @@ def _written(function: Any) -> Any:
 
 def _name(function: Any) -> str:
     return str(_written(function).__name__).replace("<lambda>", "lambda")
-
-
-def _fingerprint(function: Any) -> str:
-    """Eight hex digits of the source text, empty where there is none of its own."""
-    written = _written(function)
-    try:
-        # A lambda's text is the whole line that it stands in, such as the call of draw.
-        source = "" if written.__name__ == "<lambda>" else inspect.getsource(written)
-    except (TypeError, OSError):
-        source = ""
-    return hashlib.sha256(source.encode()).hexdigest()[:8] if source else ""

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,10 @@ class Order:
     exclude: tuple[str, ...] = ()
     """Layers that are not: first, last, or names ``network.parameter``."""
     rewind_steps: int
+    own: str = ""
+    """Hash of the weights that the script came with in the dense training of this seed."""
+    ends: Mapping[str, str] = field(default_factory=dict)
+    """Hash of the weights that a training ended with -> which training."""
     steps: int = 0
     """When the training is stopped; 0 = it ends by itself."""
     driver: int = field(default_factory=os.getpid)

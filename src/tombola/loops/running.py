@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from tombola.engine.search import absent, gone_if_refused
 from tombola.engine.surroundings import own_source
 from tombola.errors import ConfigError
 from tombola.loops import orders
-from tombola.loops.asking import Request, command_of
+from tombola.loops.asking import DIR, Request, command_of
 from tombola.loops.book import TICKET, Book, Round
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config
@@ -26,6 +27,8 @@ from tombola.loops.rounds import Which, make_rounds
 from tombola.runs.lock import locked
 from tombola.sparsity.tickets import save_ticket
 
+OWN = "own"
+"""Folder of OUT with a folder for each training, where the script's words ask for it."""
 PATIENCE_SECONDS = 15.0
 """How long a script that is asked to end may take before it is killed."""
 Tell = Callable[[str], None]
@@ -73,6 +76,8 @@ def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) ->
         exclude=tuple(request.facts.asked.get("exclude", ())),
         rewind_steps=request.facts.rewind_steps,
         steps=request.facts.steps,
+        own=book.read("dense", seed, 0).own if arm != "dense" else "",
+        ends=_ends(book),
     )
     if arm != "dense":
         save_ticket(part / TICKET, ticket_of(book, *which))
@@ -80,7 +85,11 @@ def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) ->
     log = book.out / "logs" / f"{arm}-seed{seed}-round{level:02d}.log"
     log.parent.mkdir(exist_ok=True)
     tell(f"{order.name}: started, its output goes to {log}")
-    code = launch(command_of(request.words, seed), part, log, lock)
+    own = book.out / OWN / log.stem
+    if any(DIR in word for word in request.words):
+        shutil.rmtree(own, ignore_errors=True)  # of a training that was cut off
+        own.mkdir(parents=True)
+    code = launch(command_of(request.words, seed, own), part, log, lock)
     answer = _answer(part, order, code, log)
     book.learn(dict(answer["parameters"]), dict(answer["prunable"]))
     for name in (orders.ORDER, orders.ANSWER, orders.STATE):
@@ -91,6 +100,20 @@ def _round(book: Book, request: Request, which: Which, lock: int, tell: Tell) ->
     end = f"diverged ({made.why})" if made.diverged is not None else measured or "nothing measured"
     told = f"{order.name}: {made.steps:,} steps, {made.seconds:.0f} s, {end}"
     tell(", ".join(filter(None, [told, made.judged])))
+    if made.unlike:
+        tell(
+            f"{order.name}: came with other weights than the dense training of its seed; see notes"
+        )
+    alike = [each.title for each in book.ends().get(made.end, ()) if each.title != made.title]
+    if alike:
+        tell(f"{order.name}: ended with the weights of {'; '.join(alike)}, bit for bit")
+
+
+def _ends(book: Book) -> dict[str, str]:
+    """Hash of weights -> the training that ended with them; not of one that changed nothing."""
+    found = book.ends()
+    began = {made.own for alike in found.values() for made in alike}
+    return {end: alike[0].title for end, alike in found.items() if end not in began}
 
 
 def launch(words: Sequence[str], part: Path, log: Path, lock: int) -> int:

@@ -101,7 +101,9 @@ def climb(
         values, counts = np.unique(labels, return_counts=True)
         few = int((counts < LEAST_DROPPED).sum())
         # the same number of images left out at random: what the smaller sample alone does
-        order = torch.randperm(len(images), generator=rng(0, "ladder-thinned")).numpy()
+        order = torch.randperm(
+            len(images), generator=rng(0, "ladder-thinned"), device="cpu"
+        ).numpy()
         for label in values[counts >= LEAST_DROPPED][:MAX_DROPPED]:
             others = labels != label
             if np.count_nonzero(others) >= 2:
@@ -122,7 +124,7 @@ def climb(
 
 def _sampling_floor(train: Any, count: int) -> float:
     """Distance of ``count`` training images (at most half) to the others, chosen at random."""
-    order = torch.randperm(len(train), generator=rng(0, "ladder-floor")).numpy()
+    order = torch.randperm(len(train), generator=rng(0, "ladder-floor"), device="cpu").numpy()
     count = min(count, len(train) // 2)
     return frechet_distance(Gaussian.of(train[order[count:]]), Gaussian.of(train[order[:count]]))
 
@@ -150,7 +152,7 @@ def ladder_faults(result: dict[str, Any]) -> list[str]:
 
 def noise(images: Tensor, strength: float) -> Tensor:
     """uint8 images with Gaussian noise of ``strength`` x 255, the same draws for each strength."""
-    draws = torch.randn(images.shape, generator=rng(0, "ladder-noise"))
+    draws = torch.randn(images.shape, generator=rng(0, "ladder-noise"), device="cpu")
     return _to_uint8(images + 255 * strength * draws)
 
 
@@ -158,7 +160,7 @@ def blur(images: Tensor, strength: float) -> Tensor:
     """uint8 images (N, C, H, W) under a Gaussian of ``strength`` x H pixels, border repeated."""
     sigma = strength * images.shape[2]
     radius = max(1, min(round(3 * sigma), min(images.shape[2:]) - 1))
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device="cpu")
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
     n, c, height, width = images.shape

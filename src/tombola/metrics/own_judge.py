@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import Judge
-from tombola.registry import FEATURES, file_sha256, split_file_spec
+from tombola.registry import FEATURES, code_sha256, split_file_spec
 
 TRIED = 8
 """Images on which a network is tried before anything else is done."""
@@ -30,7 +30,7 @@ def own_judge(spec: str, dimensions: int, *, device: str | torch.device = "cpu")
     """
     network = _network(spec, device)
     path, name = split_file_spec(spec)
-    sha256 = file_sha256(path)
+    sha256 = code_sha256(path)
 
     def see(images: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
         features, logits = _called(spec, network, images, device)
@@ -61,7 +61,7 @@ def try_own_judge(spec: str, images: Tensor) -> dict[str, Any]:
             spec, "gave an image other features when it stood alone; no statistics of the batch"
         )
     path, name = split_file_spec(spec)
-    sha256 = file_sha256(path)
+    sha256 = code_sha256(path)
     return {"source": "file", "name": name, "sha256": sha256, "dimensions": features.shape[1]}
 
 

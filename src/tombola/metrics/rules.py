@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +70,24 @@ def register_rule(kind: str, rule: Rule) -> None:
     _RULES[kind] = rule
 
 
+_OWN: ContextVar[Mapping[str, Rule]] = ContextVar("rules of one search")
+
+
+@contextlib.contextmanager
+def own_rules(rules: Mapping[str, Rule]) -> Iterator[None]:
+    """Within it the metrics of one search have these rules besides; another search has its own."""
+    token = _OWN.set(rules)
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
+
+
+def _known() -> dict[str, Rule]:
+    """Every rule there is here: by kind, or by the name of a metric of one's own."""
+    return {**_RULES, **_OWN.get({})}
+
+
 def metric_kind(metric: str) -> str:
     """``fcd-mnist-1a2b3c4d`` -> ``fcd`` (kcd, cs alike); any other name is its own kind."""
     named = _JUDGE_NAME.fullmatch(metric)
@@ -107,7 +127,7 @@ def fixed_margins(margins: Mapping[str, float] | None = None) -> dict[str, dict[
 
     ``margins`` override as in ``rule_of``, with its ConfigErrors. ``share``: of the dense mean.
     """
-    names = dict.fromkeys((*_RULES, *(margins or {})))
+    names = dict.fromkeys((*_known(), *(margins or {})))
     rules = {name: rule_of(name, margins) for name in names}
     return {
         name: {"margin": rule.margin, "share": rule.share, "better": rule.better}
@@ -138,11 +158,11 @@ def rule_of(metric: str, margins: Mapping[str, float] | None = None) -> Rule | N
     ConfigError for a margin that is not positive, or of a metric that has no rule.
     """
     for name, margin in (margins or {}).items():
-        if metric_kind(name) not in _RULES:
-            raise unknown("metric with a margin", name, _RULES)
+        if metric_kind(name) not in _known():
+            raise unknown("metric with a margin", name, _known())
         parse_margin(name, margin)
     kind = metric_kind(metric)
-    rule = _RULES.get(kind)
+    rule = _known().get(kind)
     if rule is None or not margins:
         return rule
     margin = margins.get(metric, margins.get(kind, rule.margin))

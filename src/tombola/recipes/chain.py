@@ -13,7 +13,7 @@ from tombola.recipes.cells import Arm, Cell, Plan, judged_steps
 from tombola.recipes.learned import search_config, search_steps, steps_before
 from tombola.recipes.setting import Setting
 from tombola.recipes.trial import Thin
-from tombola.registry import file_sha256, is_file_spec, split_file_spec
+from tombola.registry import code_sha256, is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 from tombola.sparsity.earlybird import LOOK_BACK
 from tombola.values import split_networks
@@ -373,4 +373,4 @@ def _criterion(spec: str) -> dict[str, str]:
     if not is_file_spec(spec):
         return {"name": spec}
     path, name = split_file_spec(spec)
-    return {"name": name, "sha256": file_sha256(path)}
+    return {"name": name, "sha256": code_sha256(path)}

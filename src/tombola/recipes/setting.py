@@ -27,7 +27,14 @@ from tombola.recipes.trial import (
     thinner,
     try_task,
 )
-from tombola.registry import TASKS, file_sha256, is_file_spec, split_file_spec
+from tombola.registry import (
+    TASKS,
+    code_files,
+    code_sha256,
+    file_sha256,
+    is_file_spec,
+    split_file_spec,
+)
 from tombola.runtime import Runtime, check_precision, resolve_device, seed_everything
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.cutting import Inputs
@@ -88,7 +95,7 @@ class Setting:
         task: dict[str, Any] = {"name": name, "options": task_options(self.task)}
         if is_file_spec(name):
             path, attribute = split_file_spec(name)
-            task.update(name=attribute, sha256=file_sha256(path))
+            task.update(name=attribute, sha256=code_sha256(path))
         return {
             "task": task,
             "data": {"sha256": self.images.sha256, "shape": list(self.shape)},
@@ -98,6 +105,15 @@ class Setting:
             "device": self.device,
             "threads": self.threads,
         }
+
+    @property
+    def files(self) -> dict[str, dict[str, str]]:
+        """Each file of the user's -> the own modules that it imports, and their SHA-256."""
+        config = self.config
+        specs = (config.task.name, config.data.name, config.prune.criterion, config.judge.features)
+        paths = dict.fromkeys(split_file_spec(spec)[0] for spec in specs if is_file_spec(spec))
+        found = {str(path): code_files(path) for path in paths}
+        return {path: {k: file_sha256(v) for k, v in own.items()} for path, own in found.items()}
 
     @property
     def judged_samples(self) -> int:
@@ -212,6 +228,11 @@ def make_task(config: Config) -> tuple[Task, dict[str, Any]]:
             f"{config.task.name} cannot be made: {type(error).__name__}: {first_line(error)}; "
             "mend the task or its options"
         ) from error
+    if task.family in ("vae", "gan") and task.latent < 1:
+        raise ConfigError(
+            f"task {config.task.name} is of family {task.family!r}, which is judged by samples, "
+            f"but its latent is {task.latent}; set latent, the length of what sample() takes"
+        )
     if not 1 <= task.batch_size <= MAX_BATCH:
         raise ConfigError(
             f"task option 'batch_size' is {task.batch_size}; it must be from 1 to {MAX_BATCH:,}"

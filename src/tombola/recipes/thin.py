@@ -167,5 +167,5 @@ def _evenly(groups: list[Group], counts: Mapping[str, int]) -> Cut:
     parts = []
     for group in groups:
         if group.name in counts:
-            parts.append((group.slices, torch.arange(group.n) < counts[group.name]))
+            parts.append((group.slices, torch.arange(group.n, device="cpu") < counts[group.name]))
     return Cut.of(parts)

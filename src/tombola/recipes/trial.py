@@ -71,7 +71,9 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             "return a dict of modules by name"
         )
     images = _noise(shape)
-    batches = Batches(torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8), PROBE_SAMPLES, 0)
+    batches = Batches(
+        torch.zeros(PROBE_SAMPLES, *shape, dtype=torch.uint8, device="cpu"), PROBE_SAMPLES, 0
+    )
     settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
     trainer = _guard(task, "optimizer", lambda: Trainer(task, networks, batches, settings))
     for turn in task.turns:
@@ -88,7 +90,11 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             f"{type(task).__name__} makes images of shape {tuple(made.shape[1:])}, "
             f"but the data has {shape}; set its size and channels to the data's"
         )
-    latents = task.latents(PROBE_SAMPLES, rng(0, "trial")) if task.latent else torch.zeros(0)
+    latents = (
+        task.latents(PROBE_SAMPLES, rng(0, "trial"))
+        if task.latent
+        else torch.zeros(0, device="cpu")
+    )
     samples = made if task.latent else None
     with torch.no_grad():
         found = _guard(
@@ -186,7 +192,7 @@ def _copies(networks: Networks, device: torch.device) -> Networks:
 
 def _noise(shape: Shape) -> Tensor:
     """Images (2, C, H, W) in [-1, 1] of the global generator."""
-    return torch.randint(0, 256, (PROBE_SAMPLES, *shape)).float() / 127.5 - 1
+    return torch.randint(0, 256, (PROBE_SAMPLES, *shape), device="cpu").float() / 127.5 - 1
 
 
 def _turn(task: Task, networks: Networks, images: Tensor, turn: Turn) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError, DataError
-from tombola.metrics.rules import changed_margins, fixed_margins
+from tombola.metrics.rules import Rule, changed_margins, fixed_margins, metric_kind
 from tombola.metrics.transfers import transfer_verdicts
 from tombola.metrics.verdict.decide import RULE_VERSION, Evidence, summarise
 from tombola.metrics.verdict.evidence import failed_gates, larger_than_cut
@@ -135,11 +135,17 @@ def evidence_of(
         moved = summary.get("convergence") or {}
         dense = next((name for name in moved if name.endswith("/dense-round00")), None)
         settling = {primary: {"mean": moved[dense]}} if dense else {}
+    known = fixed_margins()
     return Evidence(
+        rules={
+            name: Rule(rule["better"], rule["margin"], rule["share"])
+            for name, rule in now.items()
+            if name not in known and metric_kind(name) not in known
+        },
         margins={
             name: rule["margin"]
             for name, rule in now.items()
-            if rule != fixed_margins().get(name) and name in fixed_margins()
+            if rule != known.get(name) and metric_kind(name) in known
         },
         changed=changed_margins(first, now),
         gates=failed_gates(summary.get("judge"), summary.get("classifier")),

@@ -215,9 +215,9 @@ class _Page:
     @property
     def metrics(self) -> list[str]:
         judged = self.summary.get("verdicts") or {}
-        return sorted(
-            self.curves, key=lambda name: (name != self.primary, name not in judged, name)
-        )
+        # How long trainings were stands in the place of numbers where a script gave none.
+        shown = self.curves.keys() - ({"steps"} - judged.keys())
+        return sorted(shown, key=lambda name: (name != self.primary, name not in judged, name))
 
     @property
     def verdict_tables(self) -> tuple[tables.Table, list[tuple[str, tables.Table]]]:

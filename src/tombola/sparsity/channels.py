@@ -212,7 +212,7 @@ class _Reader:
         if vector is not None:
             # v has an entry for every input and every place of the kernel, inputs first.
             each = vector[0] // shape[int(not turned)]
-            spread = positions[:, :, None] * each + torch.arange(each)
+            spread = positions[:, :, None] * each + torch.arange(each, device="cpu")
             self._add(f"{prefix}weight_v", 0, spread.flatten(1))
 
     def _add(
@@ -275,15 +275,17 @@ def _rows(item: Item, sets: Sequence[Sequence[int]], where: str) -> Tensor:
     rows = [sorted({p for c in each for p in item.positions.get(c, ())}) for each in sets]
     if not rows[0] or len({len(row) for row in rows}) > 1:
         raise _CannotError(f"{where} does not have it channel by channel")
-    return torch.tensor(rows)
+    return torch.tensor(rows, device="cpu")
 
 
 def _probed(group: Group, network: str, module: nn.Module, inputs: Inputs) -> Group:
     """The group, with a reason if cutting some of its channels is not zeroing them."""
     if group.reason:
         return group
-    kept = torch.ones(group.n, dtype=torch.bool)
-    gone = torch.randperm(group.n, generator=torch.Generator().manual_seed(0))[: group.n // 2]
+    kept = torch.ones(group.n, dtype=torch.bool, device="cpu")
+    gone = torch.randperm(group.n, generator=torch.Generator().manual_seed(0), device="cpu")[
+        : group.n // 2
+    ]
     kept[gone] = False
     cut = Cut.of([(group.slices, kept)])
     return replace(group, reason=prove(network, module, cut, inputs, random=True))

@@ -91,7 +91,7 @@ class Channels:
                 parts = [parameters[p.tensor].detach().abs().cpu()[p.positions] for p in own]
                 found[group.name] = torch.cat(parts, 1).mean(1)
                 continue
-            squares = torch.zeros(group.n, dtype=torch.float64)
+            squares = torch.zeros(group.n, dtype=torch.float64, device="cpu")
             for place in group.filters:
                 weight = parameters[place.tensor].detach().cpu().double()
                 rows = weight.movedim(place.dim, 0).flatten(1).square().sum(1)
@@ -187,7 +187,7 @@ def rounded(
         # Stable: ties go to the earlier position; what was kept comes before what was not.
         order = torch.argsort(scores[name].double(), descending=True, stable=True)
         first = torch.cat([order[mask[order]], order[~mask[order]]])
-        found[name] = torch.zeros(n, dtype=torch.bool)
+        found[name] = torch.zeros(n, dtype=torch.bool, device="cpu")
         found[name][first[:wanted]] = True
     return found
 
@@ -196,8 +196,10 @@ def random_like(kept: Mapping[str, Tensor], seed: int) -> Kept:
     """As many channels of each group, drawn at random."""
     found: Kept = {}
     for name, mask in kept.items():
-        order = torch.randperm(len(mask), generator=rng(seed, f"random-channels-{name}"))
-        found[name] = torch.zeros(len(mask), dtype=torch.bool)
+        order = torch.randperm(
+            len(mask), generator=rng(seed, f"random-channels-{name}"), device="cpu"
+        )
+        found[name] = torch.zeros(len(mask), dtype=torch.bool, device="cpu")
         found[name][order[: int(mask.sum())]] = True
     return found
 
@@ -239,7 +241,9 @@ def _parts(cut: Cut, groups: Sequence[Group]) -> Iterator[tuple[str, Cut]]:
             whole = cut.keep.get(place.tensor, {}).get(place.dim)
             if whole is not None and not bool(whole[place.positions].all()):
                 along = keep.setdefault(place.tensor, {})
-                own = along.setdefault(place.dim, torch.ones(place.size, dtype=torch.bool))
+                own = along.setdefault(
+                    place.dim, torch.ones(place.size, dtype=torch.bool, device="cpu")
+                )
                 own[place.positions] = whole[place.positions]
         if keep:
             yield group.name, Cut(keep)
@@ -333,7 +337,7 @@ def _named(name: str, named: object) -> Inputs:
     if isinstance(shapes, list) and 1 <= len(shapes) <= MOST_INPUTS:
         sizes = [_size(shape) for shape in shapes]
         if 0 not in sizes and sum(sizes) <= MOST_VALUES:
-            return tuple(torch.zeros(2, *shape) for shape in shapes)
+            return tuple(torch.zeros(2, *shape, device="cpu") for shape in shapes)
     raise TicketError(
         f"the ticket's inputs of {shown(name)} are {shown(shapes)}, which is no list of shapes of "
         "a sensible size; get the file again, or give inputs"

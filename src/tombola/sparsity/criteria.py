@@ -36,7 +36,10 @@ def random_scores(
     del loss, masks
     return {
         name: torch.rand(
-            value.shape, dtype=torch.float64, generator=rng(seed, f"random-scores-{name}")
+            value.shape,
+            dtype=torch.float64,
+            generator=rng(seed, f"random-scores-{name}"),
+            device="cpu",
         )
         for name, value in params.items()
     }

@@ -49,7 +49,9 @@ class Cut:
         for slices, kept in groups:
             for place in slices if not bool(kept.all()) else ():
                 along = keep.setdefault(place.tensor, {})
-                whole = along.setdefault(place.dim, torch.ones(place.size, dtype=torch.bool))
+                whole = along.setdefault(
+                    place.dim, torch.ones(place.size, dtype=torch.bool, device="cpu")
+                )
                 whole[place.positions[~kept].flatten()] = False
         return Cut(keep)
 
@@ -61,7 +63,7 @@ class Cut:
 
     def mask(self, name: str, shape: Sequence[int]) -> Tensor:
         """The places of a tensor that stay, as a bool tensor of its shape."""
-        mask = torch.ones(tuple(shape), dtype=torch.bool)
+        mask = torch.ones(tuple(shape), dtype=torch.bool, device="cpu")
         for dim, kept in self.keep.get(name, {}).items():
             mask.index_fill_(dim, (~kept).nonzero().flatten(), False)
         return mask

@@ -168,7 +168,10 @@ def kept_at(n: int, sparsity: str | Decimal | float | Fraction) -> int:
 
 def ones(params: Mapping[str, Tensor]) -> Masks:
     """Masks that keep everything."""
-    return {name: torch.ones(value.shape, dtype=torch.bool) for name, value in params.items()}
+    return {
+        name: torch.ones(value.shape, dtype=torch.bool, device="cpu")
+        for name, value in params.items()
+    }
 
 
 def count(masks: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -215,7 +218,7 @@ def shuffle(masks: Mapping[str, Tensor], seed: int) -> Masks:
     """Each mask permuted within its tensor: the same count per layer at random positions."""
     shuffled: Masks = {}
     for name, mask in masks.items():
-        order = torch.randperm(mask.numel(), generator=rng(seed, f"shuffle-{name}"))
+        order = torch.randperm(mask.numel(), generator=rng(seed, f"shuffle-{name}"), device="cpu")
         shuffled[name] = mask.reshape(-1)[order].reshape(mask.shape)
     return shuffled
 
@@ -231,8 +234,8 @@ def erk(shapes: Mapping[str, Sequence[int]], keep: int, seed: int) -> Masks:
     masks: Masks = {}
     for name, budget in erk_budgets(shapes, keep).items():
         size = math.prod(shapes[name])
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[torch.randperm(size, generator=rng(seed, f"erk-{name}"))[:budget]] = True
+        mask = torch.zeros(size, dtype=torch.bool, device="cpu")
+        mask[torch.randperm(size, generator=rng(seed, f"erk-{name}"), device="cpu")[:budget]] = True
         masks[name] = mask.reshape(tuple(shapes[name]))
     return masks
 

@@ -87,7 +87,7 @@ def _dense(
         if random:
             _randomise(dense, generator)
         given = tuple(
-            torch.randn(x.shape, generator=generator, dtype=dtype)
+            torch.randn(x.shape, generator=generator, dtype=dtype, device="cpu")
             if x.is_floating_point()
             else x.detach().cpu()
             for x in inputs
@@ -112,14 +112,14 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Weights, scales and statistics that hide nothing: none is zero, none saturates."""
 
     def uniform(like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=generator, dtype=like.dtype) + 0.5
+        return torch.rand(like.shape, generator=generator, dtype=like.dtype, device="cpu") + 0.5
 
     for name, tensor in plain_state(module).items():
         if not tensor.is_floating_point():
             continue
         if tensor.dim() >= 2:
             fan = max(1, tensor.numel() // max(tensor.shape[:2]))
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu")
             tensor.copy_(drawn / math.sqrt(fan))
         elif not name.endswith("running_mean"):
             tensor.copy_(uniform(tensor))

@@ -89,7 +89,7 @@ def _kth_largest(pieces: list[Tensor], k: int, dtype: torch.dtype) -> Array:
     top_shift = 8 * width.itemsize - 16
     found, negative = 0, False
     for shift in range(top_shift, -1, -16):
-        counts = torch.zeros(_BINS, dtype=torch.int64)
+        counts = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
         for piece in pieces:
             counts += torch.bincount(_digits(piece, shift), minlength=_BINS)
         order = _by_size(first=shift == top_shift, negative=negative)
@@ -106,7 +106,7 @@ def _kth_largest(pieces: list[Tensor], k: int, dtype: torch.dtype) -> Array:
             torch.from_numpy(np.compress(_digits(piece, shift).numpy() == digit, piece.numpy()))
             for piece in pieces
         ]
-    threshold: Array = torch.tensor([found], dtype=width).view(dtype).numpy()[0, ...]
+    threshold: Array = torch.tensor([found], dtype=width, device="cpu").view(dtype).numpy()[0, ...]
     return threshold
 
 
@@ -120,7 +120,7 @@ def _by_size(*, first: bool, negative: bool) -> Tensor:
     The first digit begins with the sign bit: positive floats fall with their bits, then negative
     ones rise. Further digits fall for positive floats and rise for negative ones.
     """
-    rising = torch.arange(_BINS)
+    rising = torch.arange(_BINS, device="cpu")
     if first:
         return torch.cat([rising[: _BINS // 2].flip(0), rising[_BINS // 2 :]])
     return rising if negative else rising.flip(0)

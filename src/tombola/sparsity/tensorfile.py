@@ -88,7 +88,7 @@ def to_raw(tensor: Tensor) -> Raw:
 
 def read_tensor(source: Source, name: str, key: str = "") -> Tensor:
     """One tensor of a checked file, as it was given; ``key``: its name in the manifest."""
-    buffer = torch.empty(source.header.entries[name].size, dtype=torch.uint8)
+    buffer = torch.empty(source.header.entries[name].size, dtype=torch.uint8, device="cpu")
     source.read_into(name, buffer.numpy().data)
     return _as_stored(buffer, source.header, name, key)
 

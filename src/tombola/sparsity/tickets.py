@@ -375,7 +375,7 @@ def _ticket(source: Source) -> Ticket:
         if f"mask.{key}" in header.entries:
             packed = read_tensor(source, f"mask.{key}").numpy()
             mask = torch.from_numpy(np.unpackbits(packed, count=numel(shape)).view(np.bool_))
-            dense = torch.zeros(numel(shape), dtype=stored.dtype)
+            dense = torch.zeros(numel(shape), dtype=stored.dtype, device="cpu")
             dense[mask] = stored
             masks[key], stored = mask.reshape(shape), dense.reshape(shape)
         weights[key] = stored

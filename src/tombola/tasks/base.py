@@ -136,7 +136,7 @@ class Task:
 
     def latents(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` draws from the prior, (n, latent): N(0, I) unless overridden."""
-        return torch.randn(n, self.latent, generator=generator)
+        return torch.randn(n, self.latent, generator=generator, device="cpu")
 
     def sample(self, networks: Networks, latents: Tensor) -> Tensor:
         """Latents (N, latent) -> images (N, C, H, W) in [-1, 1]."""

@@ -29,7 +29,7 @@ def inputs_of(task: Task, networks: Networks, shape: Shape) -> dict[str, Inputs]
     or that cannot be copied.
     """
     copies = {name: network.cpu() for name, network in copied(networks).items()}
-    blank = torch.zeros(PROBE, *shape)
+    blank = torch.zeros(PROBE, *shape, device="cpu")
     blind = Batches(blank.to(torch.uint8), PROBE, 0)
     with generators_as_found():
         return Scored(task, copies, blind, 0).inputs(blank)
