@@ -27,7 +27,7 @@ from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.rules import rule_of
-from tombola.recipes.setting import choose_classifier, choose_judge
+from tombola.recipes.judges import choose_classifier, choose_judge
 from tombola.registry import file_sha256
 from tombola.runs.store import Store
 from tombola.runtime import Runtime, rng

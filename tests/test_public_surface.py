@@ -87,6 +87,7 @@ COMMANDS = {
     "run": {
         "--controls",
         "--dry-run",
+        "--exclude",
         "--json",
         "--name",
         "--out",

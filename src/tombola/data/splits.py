@@ -52,7 +52,7 @@ class Images:
         are of all classes. It is the same for every seed, and fewer are the first of more.
         """
         images, labels = self.splits[split], self.labels.get(split)
-        chosen = torch.tensor(_ranked(len(images), split)[:at_most])
+        chosen = torch.tensor(_ranked(len(images), split)[:at_most], device="cpu")
         return images[chosen], _take(labels, chosen)
 
 
@@ -136,7 +136,7 @@ def assemble(
     for split, chosen in indices.items():
         kept = _unbroken(chosen, train)
         splits[split], numbers[split] = train.images[kept], _take(labels, kept)
-    seen = Adapted(torch.empty(0))
+    seen = Adapted(torch.empty(0, device="cpu"))
     seen.join(train)
     if raw.test is not None:
         test = adapt_all(raw.test, shape, **how)

@@ -118,23 +118,7 @@ class _Drawing:
         modules = self._of(seed)
         modules.restore()
         ticket = None if arm == "dense" else ticket_of(book, arm, seed, level)
-        if ticket is None:
-            kept = book.path("dense", seed, 0) / START
-            if modules.given and kept.exists():  # the round was damaged, perhaps not this file
-                with contextlib.suppress(TicketError):
-                    modules.start = load_weights_file(kept)
-            modules.begin(seed)
-            if modules.given:
-                save_weights(part / START, modules.start)
-        else:
-            save_ticket(part / TICKET, ticket)
-            if arm == "reinit":
-                if modules.given:
-                    # In a later call the networks may have come with other weights.
-                    modules.start = book.load(("dense", seed, 0), START, load_weights_file)
-                modules.begin(seed, f"reinit/{level}")
-            else:
-                ticket.start(modules.networks)
+        self._put_start(part, modules, ticket, (arm, seed, level))
         measured = Measured()
         began = time.perf_counter()
         clock = self._train(seed, modules.networks, ticket, measured, arm != "reinit")
@@ -173,6 +157,30 @@ class _Drawing:
             write_config(book)
             self.given = None
         self._tell(made)
+
+    def _put_start(
+        self, part: Path, modules: Modules, ticket: Ticket | None, which: tuple[str, int, int]
+    ) -> None:
+        """Put a round's start weights into the networks, and what they are into its folder."""
+        arm, seed, level = which
+        book = self.book
+        if ticket is None:
+            kept = book.path("dense", seed, 0) / START
+            if modules.given and kept.exists():  # the round was damaged, perhaps not this file
+                with contextlib.suppress(TicketError):
+                    modules.start = load_weights_file(kept)
+            modules.begin(seed)
+            if modules.given:
+                save_weights(part / START, modules.start)
+        else:
+            save_ticket(part / TICKET, ticket)
+            if arm == "reinit":
+                if modules.given:
+                    # In a later call the networks may have come with other weights.
+                    modules.start = book.load(("dense", seed, 0), START, load_weights_file)
+                modules.begin(seed, f"reinit/{level}")
+            else:
+                ticket.start(modules.networks)
 
     def _of(self, seed: int) -> Modules:
         """The networks of a seed; those of the seed before are let go."""

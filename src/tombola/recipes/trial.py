@@ -110,7 +110,8 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
 
 def try_optimizers(task: Task, networks: Networks, shape: Shape) -> None:
     """One step of copies, and what its optimizers then know written down: none may refuse later."""
-    batches = Batches(torch.randint(0, 256, (PROBE_SAMPLES, *shape)).byte(), PROBE_SAMPLES, 0)
+    images = torch.randint(0, 256, (PROBE_SAMPLES, *shape), device="cpu").byte()
+    batches = Batches(images, PROBE_SAMPLES, 0)
     settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
     copies = _copies(networks, torch.device("cpu"))
     trainer = Trainer(copy.copy(task), copies, batches, settings)

@@ -163,9 +163,9 @@ def _why_not_through(chain: nn.Module, leaf: Tensor) -> str:
 
 def halved(leaf: Tensor) -> Tensor:
     """Random values of a leaf's shape, type and device, of which half are zero."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(leaf.shape, generator=generator)
-    drawn *= torch.rand(leaf.shape, generator=generator) < 0.5
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randn(leaf.shape, generator=generator, device="cpu")
+    drawn *= torch.rand(leaf.shape, generator=generator, device="cpu") < 0.5
     return drawn.to(leaf)
 
 

@@ -48,7 +48,10 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = source.header
         expect(header, CHECKPOINT_FORMAT)
         entries = header.entries
-        buffers = {k: torch.empty(entry.size, dtype=torch.uint8) for k, entry in entries.items()}
+        buffers = {
+            name: torch.empty(entry.size, dtype=torch.uint8, device="cpu")
+            for name, entry in entries.items()
+        }
         source.read_all({name: buffer.numpy().data for name, buffer in buffers.items()})
         tensors = {name: _as_stored(buffers[name], header, name, name) for name in entries}
         return tensors, without_complex(header.manifest)

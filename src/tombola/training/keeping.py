@@ -274,7 +274,7 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _is(value: Any, rate: Any, factor: float) -> bool:
     """Whether a learning rate, a number or a tensor, is a share of what it was."""
     return rate is not None and bool(
-        (torch.as_tensor(value) == torch.as_tensor(rate * factor)).all()
+        (torch.as_tensor(value, device="cpu") == torch.as_tensor(rate * factor, device="cpu")).all()
     )
 
 
