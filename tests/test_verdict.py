@@ -15,6 +15,7 @@ from scipy import stats
 import tombola
 from tombola.errors import ConfigError, DataError
 from tombola.metrics.rules import Rule, fixed_margins
+from tombola.metrics.verdict.comparisons import NEVER_REWOUND
 from tombola.metrics.verdict.decide import Evidence, decide, summarise
 from tombola.metrics.verdict.losses import Level, SearchKey, gather, search_name, searches_in
 from tombola.metrics.verdict.opponents import (
@@ -33,6 +34,7 @@ from tombola.metrics.verdict.sequence import (
     spread_over,
     variance_of,
 )
+from tombola.recipes.recipes import NO_REWIND
 from tombola.report.judging import judge_again
 from tombola.runs.results import write_costs, write_results
 from verdict_rows import METRIC, event, row, search
@@ -563,6 +565,27 @@ def test_only_equal_levels_of_arms_that_differ_in_one_thing_are_compared():
     assert len(against(a, b, precision="bf16")) == 1
     assert against(a, b, precision="bf16", method="one-shot") == []
     assert against(a, b, method="one-shot", sparsity=0.3) == []
+
+
+def test_methods_without_a_rewind_point_differ_from_others_in_the_method_alone():
+    a, b = [(0.1, 0.2, 0.3, 0.4)], [(0.5, 0.5, 0.5, 0.4)]
+    (found,) = against(a, b, method="random", rewind_steps=0)
+    assert found["differs"] == "method"
+    assert against(a, b, method="one-shot", rewind_steps=0) == []
+    assert against(a, b, method="random", rewind_steps=0, precision="bf16") == []
+    assert {*NEVER_REWOUND} == {*NO_REWIND}
+
+
+def test_networks_cut_by_the_same_share_are_compared_whatever_weights_are_left():
+    rows = []
+    for precision, sparsity, by in (("fp32", 0.37, 0.0), ("bf16", 0.36, 0.1)):
+        common = {"method": "early-bird", "rewind_steps": None, "precision": precision}
+        rows += [row("dense", s, 0, 1.0, **common) for s in range(3)]
+        place = {"compress": 0.2, "sparsity": sparsity, "sparsity_all": sparsity}
+        rows += [row("compact", s, 1, math.exp(by + NOISE[s]), **place, **common) for s in range(3)]
+    (found,) = summarise(rows)["comparisons"]
+    assert (found["differs"], found["levels"]) == ("precision", 1)
+    assert found["ratio"] == pytest.approx(math.exp(-0.1))
 
 
 def test_arms_that_prune_other_networks_are_compared_at_equal_sparsity_of_all():

@@ -37,6 +37,8 @@ EQUAL_SPARSITY = 1e-6
 EQUAL_SPARSITY_ALL = 0.02
 """And of arms that prune other weights, when their shares of all parameters do."""
 THIN_ARMS = ("thin-flops", "thin-parameters")
+NEVER_REWOUND = ("early-bird", "snip", "grasp", "synflow", "random")
+"""Methods without a rewind point: what stands in that column tells them from no other method."""
 
 Curve = dict[float, dict[int, float]]
 """Sparsity -> seed -> x, for the seeds whose training did not diverge."""
@@ -47,6 +49,8 @@ def compare_searches(metric: str, losses: Mapping[SearchKey, Losses]) -> list[di
     found: list[dict[str, Any]] = []
     for a, b in itertools.combinations(losses, 2):
         differs = [name for name in SearchKey._fields if getattr(a, name) != getattr(b, name)]
+        if "method" in differs and {a.method, b.method} & {*NEVER_REWOUND}:
+            differs = [name for name in differs if name != "rewind_steps"]
         if differs == ["method"] or (len(differs) == 1 and own_arm(a) == own_arm(b)):
             names = (search_name(a), search_name(b))
             pairs = _levels_of(losses[a], a, losses[b], b)
@@ -87,7 +91,10 @@ def _levels_of(a: Losses, key_a: SearchKey, b: Losses, key_b: SearchKey) -> list
         own, place = _finite(a.first_at(arm_a, level)), a.sparsity[level]
         index, width = (0, EQUAL_SPARSITY) if same else (1, EQUAL_SPARSITY_ALL)
         near = min(b.levels, key=lambda lv: abs(b.sparsity[lv][index] - place[index]), default=None)
-        if near is not None and abs(b.sparsity[near][index] - place[index]) < width:
+        if same and level.compress is not None:  # of equal shares, whatever is left
+            if level in b.levels:
+                pairs.append((place, own, _finite(b.first_at(arm_b, level)), False))
+        elif near is not None and abs(b.sparsity[near][index] - place[index]) < width:
             pairs.append((place, own, _finite(b.first_at(arm_b, near)), False))
         elif key_a.networks != key_b.networks:
             between = _interpolated(curve, place[1])
