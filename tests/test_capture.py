@@ -137,7 +137,11 @@ def test_comments_and_descriptions_are_not_told_but_code_is():
     assert changed(one, other) == {"train.code"}
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), (n for n in [1]), sys.stdout], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [threading.Lock(), (n for n in [1]), sys.stdout],
+    ids=["a lock", "a generator", "a stream"],
+)
 def test_what_has_no_value_is_opaque(value):
     assert opaque(told(closure([1, value])))
     assert opaque(told(Job(value)))[0].startswith("train.value (")

@@ -153,7 +153,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(f"cannot read {path}: {error.strerror}; give a CSV file") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is no CSV file ({error}); give one as docs/verdict.md shows"
+            f"{path} is no CSV file ({error}); give one as docs/method.md shows"
         ) from error
     if not found:
         raise DataError(f"{path} has no rows; give at least dense and ticket of three seeds")
