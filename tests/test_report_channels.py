@@ -24,13 +24,13 @@ from tombola.report.costs import costs_of
 from tombola.report.curves import Drawn, curves_of, key_of, label_of, level_of
 from tombola.report.families import (
     families_of,
-    first_of,
     forced_text,
     in_order,
     levels_at,
     merged,
     shown_name,
 )
+from tombola.report.judging import first_of
 from tombola.report.page import write_report
 from tombola.report.savings import Savings
 from tombola.report.tables import headline, levels_of, stability_of, verdict_table

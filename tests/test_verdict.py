@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -736,6 +737,16 @@ def test_a_folder_is_judged_again_with_another_margin_and_it_is_said(tmp_path):
     assert json.loads((out / "summary.json").read_text())["verdicts"][METRIC]["state"] == "wins"
     with pytest.raises(ConfigError, match="knows no margin of 'elbow'"):
         judge_again(out, {"elbow": 0.1})
+
+
+def test_a_folder_that_is_judged_again_keeps_its_first_search(tmp_path):
+    rows = [replace(r, precision="bf16") for r in search([NOISE])] + search([shifted(0.5)])
+    arms = {"imp/all/r10/bf16": {}, "imp/all/r10/fp32/c0.2": {METRIC: {"state": "wins"}}}
+    out = folder(tmp_path, rows, arms=arms, verdicts=arms["imp/all/r10/fp32/c0.2"])
+    judge_again(out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdicts"] == summary["arms"]["imp/all/r10/fp32"]
+    assert summary["verdicts"][METRIC]["state"] == "worse"
 
 
 def test_a_table_in_a_folder_of_ours_is_judged_with_what_the_folder_knows(tmp_path):

@@ -114,16 +114,6 @@ def in_tables(gallery: Gallery, family: Family, rows: Iterable[KeyColumns]) -> G
     return replace(gallery, levels=tuple(lv for lv in gallery.levels if lv.round in known))
 
 
-def first_of(summary: Mapping[str, Any]) -> str | None:
-    """The name of the search whose verdicts are at the top of summary.json, None without any.
-
-    The file has its searches by name, so the order in which they were asked for is not in it.
-    """
-    arms = summary.get("arms") or {}
-    top = summary.get("verdicts")
-    return next((name for name, found in arms.items() if found == top), next(iter(arms), None))
-
-
 def shown_name(name: str) -> str:
     """A search's name for people: without the rewound step where nothing is rewound."""
     return name.replace("/r0/", "/") if name.startswith("early-bird/") else name

@@ -87,11 +87,24 @@ def judge_again(out: Path, margins: Mapping[str, Any] | None = None) -> bool:
         return False
     config = _with_margins(folder.config, asked)
     summary = {**folder.summary, **judge_folder(folder, config)}
+    # Versions before the second rule had an arm for every share of channels.
+    first = "/".join((first_of(folder.summary) or "").split("/")[:4])
+    summary["verdicts"] = summary["arms"].get(first, summary["verdicts"])
     summary["primary"] = summary["primary"] or folder.summary.get("primary")
     if asked:
         write_json(out / "config.json", config)
     write_json(out / "summary.json", finite(summary))
     return True
+
+
+def first_of(summary: Mapping[str, Any]) -> str | None:
+    """The name of the search whose verdicts are at the top of summary.json, None without any.
+
+    The file has its searches by name, so the order in which they were asked for is not in it.
+    """
+    arms = summary.get("arms") or {}
+    top = summary.get("verdicts")
+    return next((name for name, found in arms.items() if found == top), next(iter(arms), None))
 
 
 def judge_folder(folder: Folder, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,12 @@ from tombola.report.curves import (
 from tombola.report.families import (
     Family,
     families_of,
-    first_of,
     in_order,
     levels_at,
     merged,
 )
 from tombola.report.folder import ended, read_folder, write_file
-from tombola.report.judging import judge_again
+from tombola.report.judging import first_of, judge_again
 from tombola.report.pictures import data_uri
 from tombola.report.savings import Savings
 from tombola.report.settling import drawing_of
