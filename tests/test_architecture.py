@@ -44,6 +44,7 @@ TIERS = (
     {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers", "words"},
     {"commands"},
     {"parser", "travel"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 )

@@ -496,7 +496,7 @@ SUBPROCESSES = [
     "pickle for a ticket",
     "folder empty",
     "out is a file",
-    "reproduce is to come",
+    "cluster is to come",
 ]
 
 MINE = '''"""Tasks and data of a user that are wrong in their own ways."""

@@ -84,6 +84,7 @@ COMMANDS = {
     "figure": {"DIR", "--images", "--sparsity", "--json"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
+    "reproduce": {"NAME", "--scale", "--table", "--data-dir", "--json"},
     "run": {
         "--controls",
         "--dry-run",
@@ -101,7 +102,7 @@ COMMANDS = {
         "--steps",
     },
 }
-TO_COME = {"reproduce"}
+TO_COME: set[str] = set()
 
 SECTIONS = {
     "task": {"name", "preset", "options"},

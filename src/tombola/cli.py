@@ -21,9 +21,7 @@ from tombola.streams import careful, open_streams
 DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
 MOST_CHARACTERS = 800
 """Of an error: what comes in may be as long as a command line."""
-TO_COME = {
-    "reproduce": "later",
-}
+TO_COME: dict[str, str] = {}
 """Commands of the contract that are not built yet, and the part that brings them."""
 _NOT_BUILT = {
     "--cluster": "later",
@@ -135,8 +133,10 @@ def _run(arguments: list[str]) -> int:
         return DONE
     options.words, options.script = shlex.join(["tombola", *whole]), script
     _fetch(options)
-    if options.command in _TRAVEL or getattr(options, "transfer_to", None) is not None:
-        from tombola import travel as does
+    if options.command == "reproduce":
+        from tombola.reproduce import command as does
+    elif options.command in _TRAVEL or getattr(options, "transfer_to", None) is not None:
+        from tombola import travel as does  # type: ignore[no-redef]
     else:
         from tombola import commands as does  # type: ignore[no-redef]
 

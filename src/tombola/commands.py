@@ -46,13 +46,17 @@ def planned(
     return answer(options, {"config": tables, "notes": list(notes)}, text)
 
 
-def do_find(options: argparse.Namespace) -> int:
-    """``tombola find``."""
-    tables = tables_of(options)
-    config, data_dir, out = checked(options, tables)
+def search_request(options: argparse.Namespace) -> Request:
+    """What the words of ``tombola find`` ask for; UserError for those that it refuses."""
+    config, data_dir, out = checked(options, tables_of(options))
     from tombola import api
 
-    request = api.find_request(config, data_dir, out, options.words)
+    return api.find_request(config, data_dir, out, options.words)
+
+
+def do_find(options: argparse.Namespace) -> int:
+    """``tombola find``."""
+    request = search_request(options)
     return _dry_run(request, options) if options.dry_run else _carry_out(request, options)
 
 

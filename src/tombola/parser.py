@@ -55,6 +55,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     _add_report(command("report", "Write report.html again from what is there."))
     _add_verdict(command("verdict", "What do anybody's results say? A CSV file, judged."))
     _add_figure(command("figure", "Draw what each arm makes at each sparsity: PNG and SVG."))
+    _add_reproduce(command("reproduce", "The paper's claims, tables and figures: list, run, hold."))
     listing = command("list", "What exists: tasks, data, methods or metrics.")
     what = ("tasks", "data", "methods", "metrics")
     listing.add_argument("what", nargs="?", choices=what, help="default: all of them")
@@ -101,6 +102,16 @@ def _add_verdict(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="those that must be worse (default: reinit,shuffle)",
     )
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="table1, fig3, figA2, ... (default: list them all)")
+    scales = ("minutes", "laptop", "gpu")
+    add("--scale", choices=scales, help="how large the searches are (default: minutes)")
+    add("--table", action="store_true", help="claims beside what is there; run nothing")
+    add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -62,13 +62,18 @@ def do_run(options: argparse.Namespace) -> int:
     return 1
 
 
-def do_find(options: argparse.Namespace) -> int:
-    """``tombola find SRC --transfer-to TASK[,TASK]``."""
+def search_request(options: argparse.Namespace) -> TransferRequest:
+    """What ``tombola find SRC --transfer-to TASK[,TASK]`` asks for; UserError if it is refused."""
     targets = _names("--transfer-to", options.transfer_to)
     made, data_dir, out = _transfer_checked(options, [options.task, *targets])
     from tombola import transfers
 
-    return _transfer(transfers.search_request(made, data_dir, out, options.words), options)
+    return transfers.search_request(made, data_dir, out, options.words)
+
+
+def do_find(options: argparse.Namespace) -> int:
+    """``tombola find SRC --transfer-to TASK[,TASK]``."""
+    return _transfer(search_request(options), options)
 
 
 def do_transfer(options: argparse.Namespace) -> int:
