@@ -187,7 +187,7 @@ NUMBERS = {
         ["find", "vae", "--set", "search.rounds=many"],
         "search.rounds 'many' whole number",
     ),
-    "margin negative": (["find", "vae", "--set", "verdict.fid=-1"], "verdict.fid -1 from 0"),
+    "margin negative": (["find", "vae", "--set", "verdict.fid=-1"], "fid -1 positive 5%"),
     "samples too few": (["find", "vae", "--set", "judge.samples=1"], "judge.samples 1 at least 2"),
     "no samples asked": (["sample", "@model.safetensors", "--n", "0", "--out", "x"], "--n 0 1"),
     "samples without end": (
