@@ -316,7 +316,7 @@ def test_a_claim_is_run_shown_and_resumed(place):
         "--controls none --threads 1 --workers 1 --device cpu "
         "--set judge.validation_samples=0 --set judge.downstream=none"
     )
-    text = HEAD + ASKED + SCALE.replace("vae", words_)
+    text = HEAD + "sparsity = 0.75\n" + ASKED + SCALE.replace("vae", words_)
     (place / "fig9.toml").write_text(text)
     (place / "fig10.toml").write_text(HEAD + 'of = ["fig9"]\n' + ASKED)
     out = Path("runs/reproduce/fig9-minutes")
@@ -334,6 +334,8 @@ def test_a_claim_is_run_shown_and_resumed(place):
     for part in ("The paper (figure 9): C.", "State: open", str(out / "1" / "report.html"),
                  f"tombola figure {out / '1'}"):  # fmt: skip
         assert part in shown
+    assert found["drawing"] == str(out / "quality.svg")
+    assert "claimed: 75.0%" in (out / "quality.svg").read_text()
     command_line = json.loads((out / "1" / "config.json").read_text())["command"]
     assert command_line == found["searches"][0]["command"]
 
