@@ -192,9 +192,15 @@ def test_a_state_is_asked_for(asked, state, expected):
 )
 def test_nothing_counts_where_dense_has_not_learnt_or_not_settled(learning, why):
     found = judge(WINS, searched(verdict(learning=learning)))
-    assert (found.state, found.why, found.number) == (OPEN, why, None)
-    pair = {"rule": "comparison_better", "a": "imp", "b": "imp"}
-    assert judge(pair, searched(verdict(learning=learning))).state == OPEN
+    assert (found.state, found.why, found.number) == (OPEN, why, 1.02)
+    pair = {"metric": METRIC, "a": "imp/all/r50/fp32", "b": "gates/all/r0/fp32", "ratio": 0.8,
+            "p": 0.01, "interval": [0.7, 0.9], "seeds": 5}  # fmt: skip
+    arms = {pair["a"]: {METRIC: verdict()}, pair["b"]: {METRIC: verdict(learning=learning)}}
+    rule = {"rule": "comparison_better", "a": "imp", "b": "gates"}
+    found = judge(rule, folder(primary=METRIC, arms=arms, comparisons=[pair]))
+    assert (found.state, found.why, found.number) == (OPEN, why, 0.8)
+    high = {"rule": "frontier_at_least", "value": 0.5}
+    assert judge(high, searched(verdict(learning=learning))).state == OPEN
 
 
 def test_an_arm_or_metric_that_is_not_there_leaves_a_claim_open():
