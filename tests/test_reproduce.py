@@ -192,9 +192,15 @@ def test_a_state_is_asked_for(asked, state, expected):
 )
 def test_nothing_counts_where_dense_has_not_learnt_or_not_settled(learning, why):
     found = judge(WINS, searched(verdict(learning=learning)))
-    assert (found.state, found.why, found.number) == (OPEN, why, None)
-    pair = {"rule": "comparison_better", "a": "imp", "b": "imp"}
-    assert judge(pair, searched(verdict(learning=learning))).state == OPEN
+    assert (found.state, found.why, found.number) == (OPEN, why, 1.02)
+    pair = {"metric": METRIC, "a": "imp/all/r50/fp32", "b": "gates/all/r0/fp32", "ratio": 0.8,
+            "p": 0.01, "interval": [0.7, 0.9], "seeds": 5}  # fmt: skip
+    arms = {pair["a"]: {METRIC: verdict()}, pair["b"]: {METRIC: verdict(learning=learning)}}
+    rule = {"rule": "comparison_better", "a": "imp", "b": "gates"}
+    found = judge(rule, folder(primary=METRIC, arms=arms, comparisons=[pair]))
+    assert (found.state, found.why, found.number) == (OPEN, why, 0.8)
+    high = {"rule": "frontier_at_least", "value": 0.5}
+    assert judge(high, searched(verdict(learning=learning))).state == OPEN
 
 
 def test_an_arm_or_metric_that_is_not_there_leaves_a_claim_open():
@@ -316,7 +322,7 @@ def test_a_claim_is_run_shown_and_resumed(place):
         "--controls none --threads 1 --workers 1 --device cpu "
         "--set judge.validation_samples=0 --set judge.downstream=none"
     )
-    text = HEAD + ASKED + SCALE.replace("vae", words_)
+    text = HEAD + "sparsity = 0.75\n" + ASKED + SCALE.replace("vae", words_)
     (place / "fig9.toml").write_text(text)
     (place / "fig10.toml").write_text(HEAD + 'of = ["fig9"]\n' + ASKED)
     out = Path("runs/reproduce/fig9-minutes")
@@ -334,6 +340,8 @@ def test_a_claim_is_run_shown_and_resumed(place):
     for part in ("The paper (figure 9): C.", "State: open", str(out / "1" / "report.html"),
                  f"tombola figure {out / '1'}"):  # fmt: skip
         assert part in shown
+    assert found["drawing"] == str(out / "quality.svg")
+    assert "claimed: 75.0%" in (out / "quality.svg").read_text()
     command_line = json.loads((out / "1" / "config.json").read_text())["command"]
     assert command_line == found["searches"][0]["command"]
 

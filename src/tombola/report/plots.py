@@ -85,6 +85,8 @@ class Plot:
     """Whether x is the sparsity of all parameters, not of the prunable ones."""
     floor: float | None = None
     """What real images score, drawn where it lies within the frame; None: unknown."""
+    claimed: float | None = None
+    """A sparsity that somebody else claims, to be marked."""
 
 
 def x_of(sparsity: float) -> float:
@@ -104,6 +106,12 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
         _x_axis(axes, curves, plot, narrow)
         if len(searches) == 1:
             _bracket(axes, curves, plot, searches[0])
+        if plot.claimed is not None:
+            at = x_of(plot.claimed)
+            left, right = axes.get_xlim()
+            axes.set_xlim(left, max(right, at * 1.04))
+            label = f"claimed: {percent(plot.claimed)}"
+            axes.axvline(at, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label=label)
         dense_keys = {curve.search.precision: curve for curve in curves if curve.arm == DENSE}
         bottom, top = axes.get_ylim()
         if plot.floor is not None and bottom <= plot.floor <= top:
@@ -125,7 +133,8 @@ def _legend(
     """What each line is; where searches share arms, colours and markers are told once each."""
     handles, labels = axes.get_legend_handles_labels()
     if len(searches) > 1:
-        told = {text: h for h, text in zip(handles, labels, strict=True) if text in _GENERAL}
+        told = {text: h for h, text in zip(handles, labels, strict=True)
+                if text in _GENERAL or text.startswith("claimed: ")}  # fmt: skip
         general = [(handle, text) for text, handle in told.items()]
         for search in searches:
             line = Line2D([], [], color=_hue(TICKET, search, searches), linewidth=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ def do_reproduce(options: argparse.Namespace) -> int:
     scale = made.scale(options.scale or claims.SCALES[0])
     lost = False if options.table else carry_out(scale.searches, options.data_dir)
     found = judge(made, scale)
+    if not options.table:
+        from tombola.reproduce.drawing import draw_first
+
+        found.folder.mkdir(parents=True, exist_ok=True)
+        draw_first(scale.searches[0].folder, made.sparsity, found.drawing)
     text = pages.answer_text(found)
     if not options.table:
-        found.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(found.folder / "claims.md", f"{text}\n".encode())
         write_atomic(found.folder / "claims.json", pages.json_text(found.as_dict()).encode())
     commands.answer(options, found.as_dict(), text)
@@ -42,7 +47,7 @@ def parse_search(search: Search, data_dir: str | None = None) -> argparse.Namesp
     place = [] if data_dir is None else ["--data-dir", data_dir]
     words = ["find", *search.words, *place, "--out", str(search.folder)]
     options = build_parser()[0].parse_args(words)
-    options.words = search.command
+    options.words = shlex.join(["tombola", *words])
     return options
 
 

@@ -28,6 +28,11 @@ class Answer:
         """Where claims.md and claims.json go."""
         return ROOT / f"{self.made.name}-{self.scale.name}"
 
+    @property
+    def drawing(self) -> Path:
+        """Quality against sparsity of the first search, the claimed sparsity marked."""
+        return self.folder / "quality.svg"
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
@@ -40,6 +45,7 @@ class Answer:
             "core_hours": self.scale.core_hours,
             "note": self.scale.note,
             "state": self.state,
+            "drawing": str(self.drawing) if self.drawing.is_file() else None,
             "claims": [outcome.as_dict() for outcome in self.outcomes],
             "searches": [
                 {
@@ -117,6 +123,7 @@ def answer_text(answer: Answer) -> str:
         f"The paper ({made.source}): {made.claim}",
         *([scale.note] if scale.note else []),
         table_text([answer]),
+        *([f"Quality against sparsity: {answer.drawing}"] if answer.drawing.is_file() else []),
     ]
     for number, search in enumerate(scale.searches, 1):
         lines = [f"{number}. `{search.command}`"]

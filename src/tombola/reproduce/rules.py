@@ -63,7 +63,7 @@ def _of_metric(
     wanted = rule.get("metric", primary)
     for metric, verdict in verdicts.items():
         if wanted in (metric, metric_kind(metric)):
-            return _believed(verdict.get("as_ticket") or verdict) or verdict
+            return dict(verdict)
     return f"there is no verdict by {wanted}"
 
 
@@ -75,6 +75,12 @@ def _believed(verdict: Mapping[str, Any]) -> str:
     if learning.get("settled") is False:
         return "dense has not settled: its training is too short"
     return "its judge failed its gate" if verdict.get("gate") else ""
+
+
+def _counted(found: dict[str, Any], *verdicts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, but open where one of the verdicts behind it may not be counted."""
+    why = next(filter(None, map(_believed, verdicts)), "")
+    return found | _opened(why) if why else found
 
 
 def _state_is(rule: Rule, folder: Folder) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def _state_is(rule: Rule, folder: Folder) -> dict[str, Any]:
     levels = verdict.get("levels") or ()
     level: Mapping[str, Any] = next((v for v in levels if at in (None, v["sparsity"])), {})
     ratio = level.get("ratio") is not None
-    return {
+    found = {
         "state": HOLDS if shown[0] else NOT if shown[1] else OPEN,
         "why": state,
         "number": level.get("ratio" if ratio else "difference"),
@@ -104,6 +110,7 @@ def _state_is(rule: Rule, folder: Folder) -> dict[str, Any]:
         "n": verdict.get("seeds"),
         "unit": "times dense" if ratio else "more loss than dense",
     }
+    return _counted(found, verdict)
 
 
 def _route_is(rule: Rule, folder: Folder) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def _route_is(rule: Rule, folder: Folder) -> dict[str, Any]:
         return _opened(verdict)
     state = str(verdict["state"])
     good = state in ("equal", "transferred better")
-    return {
+    found = {
         "state": HOLDS if good else NOT if state == "transferred worse" else OPEN,
         "why": state,
         "number": verdict.get("d_mean"),
@@ -127,6 +134,7 @@ def _route_is(rule: Rule, folder: Folder) -> dict[str, Any]:
         "n": verdict.get("seeds"),
         "unit": "more loss than the own ticket",
     }
+    return _counted(found, verdict.get("as_ticket") or {})
 
 
 def _frontier_at_least(rule: Rule, folder: Folder) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def _frontier_at_least(rule: Rule, folder: Folder) -> dict[str, Any]:
         short = last < value - NEAR
         state = OPEN
         why = f"no level reaches {100 * value:g}%" if short else "not shown to match or be worse"
-    return {
+    found = {
         "state": state,
         "why": why,
         "number": frontier,
@@ -152,16 +160,18 @@ def _frontier_at_least(rule: Rule, folder: Folder) -> dict[str, Any]:
         "n": verdict.get("seeds"),
         "unit": "sparsity",
     }
+    return _counted(found, verdict)
 
 
 def _comparison_better(rule: Rule, folder: Folder) -> dict[str, Any]:
-    sides = []
+    sides, verdicts = [], []
     for side in (rule["a"], rule["b"]):
         search, colon, arm = str(side).partition(": ")
         name = _arm(folder, search)
         verdict = _verdict({**rule, "arm": search}, folder, name)
         if isinstance(verdict, str):
             return _opened(verdict)
+        verdicts.append(verdict)
         sides.append(f"{name}{colon}{arm}")
     wanted = rule.get("metric", folder.summary.get("primary"))
     for found in folder.summary.get("comparisons") or ():
@@ -169,7 +179,7 @@ def _comparison_better(rule: Rule, folder: Folder) -> dict[str, Any]:
         if wanted in (found["metric"], metric_kind(found["metric"])) and sorted(pair) == sorted(
             sides
         ):
-            return _compared(found, turned=pair != sides)
+            return _counted(_compared(found, turned=pair != sides), *verdicts)
     return _opened("they were not compared: fewer than 3 seeds or no level in common")
 
 
@@ -213,7 +223,7 @@ def _cost_share_at_most(rule: Rule, folder: Folder) -> dict[str, Any]:
             if paid[0] is not None:  # the dearest level or share, if none is named
                 share = (paid[0] + (paid[1] or 0)) / whole[row.seed]
                 shares[row.seed] = max(share, shares.get(row.seed, 0.0))
-    return _below([*shares.values()], rule["value"], "of dense")
+    return _counted(_below([*shares.values()], rule["value"], "of dense"), verdict)
 
 
 def _measured_below(rule: Rule, folder: Folder) -> dict[str, Any]:
@@ -241,7 +251,7 @@ def _measured_below(rule: Rule, folder: Folder) -> dict[str, Any]:
             gap = sum(own) / len(own) - sum(other) / len(other)
             gaps.setdefault(seed, []).append(gap)
     means = [sum(each) / len(each) for each in gaps.values()]
-    return _below(means, 0.0, f"more than {rule['than']}")
+    return _counted(_below(means, 0.0, f"more than {rule['than']}"), verdict)
 
 
 def _below(values: Sequence[float], bound: float, unit: str) -> dict[str, Any]:
