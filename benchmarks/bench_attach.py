@@ -89,7 +89,7 @@ def own_work(size: str, repeats: int) -> Row:
         assert work is not None
         step, hold, audit, save = (
             timed(each, repeats)().cpu / repeats
-            for each in (loop.step, work.clock.hold, work.audit, work.save)
+            for each in (loop.step, work.clock.hold, work.clock.audit, work.save)
         )
         atexit.unregister(work.close)
         signal.signal(signal.SIGTERM, work._before)

@@ -194,6 +194,7 @@ def test_opponents_are_dense_networks_with_a_ticket_s_parameters_or_a_search_s_s
 
 def test_opponents_are_part_of_the_verdict(tmp_path, monkeypatch):
     options = {"controls": "reinit,thin-parameters,dense-long", "rounds": 1, "seeds": 3}
+    options["steps"] = 200  # 25 steps have not learnt, and nothing is judged by those
     result = find(tmp_path / "out", monkeypatch, "linear-ae", **options)
     verdict = result.summary["verdicts"]["reconstruction_error"]
     assert list(verdict["controls"]) == ["reinit", "thin-parameters", "dense-long"]

@@ -141,7 +141,7 @@ def test_find_ends_with_the_verdict_and_the_report(found):
     lines = out.splitlines()
     assert code == 0
     assert lines[0].split()[:4] == ["metric", "verdict", "matches", "up"]
-    assert lines[-2].startswith("Not enough runs for a verdict on reconstruction error")
+    assert lines[-2].startswith("The dense network is not trained, so no ticket of it is judged")
     assert lines[-1] == f"report: {found / 'report.html'}"
 
 

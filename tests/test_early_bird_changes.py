@@ -62,7 +62,7 @@ def test_shares_that_are_added_are_sought_apart_and_nothing_is_trained_again(tmp
 
 def test_a_folder_without_early_bird_takes_its_options_with_it(tmp_path, monkeypatch):
     out, asked = tmp_path / "out", {"controls": "none", "rounds": 1, "rate": "0.5"}
-    find(out, monkeypatch, method="imp", compress="0.5", **asked)
+    find(out, monkeypatch, method="imp", **asked)
     added = find(out, monkeypatch, method="imp,early-bird", compress="0.6", **asked)
     assert {row.arm for row in added.rows} == {"dense", "ticket", "compact"}
     with pytest.raises(ConfigError, match=r"prune\.delta 0\.9 -> 0\.8"):

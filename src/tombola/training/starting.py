@@ -43,8 +43,10 @@ class Start:
 
         def before(module: nn.Module, inputs: Any) -> None:
             del inputs
+            if torch.compiler.is_compiling():  # what is traced must not hold this; the step will
+                return
             names = ("_orig_mod", "module")  # compiled, and parallel
-            parts = (module, *(vars(module).get("_modules", {}).get(name) for name in names))
+            parts = (module, *(getattr(module, name, None) for name in names))
             if self._hooks and any(id(part) in self._modules for part in parts):
                 self._unhook(1)
                 look(self)
