@@ -231,8 +231,10 @@ def test_a_script_that_resumes_from_another_training_is_told_of_dir(here, capsys
     line = said(capsys)
     assert "ticket of round 1, seed 0: the networks have the weights that dense, seed 0 " in line
     assert "put {dir}, a folder of each training, where" in line
-    assert run(words.replace("out out", "out own"), script, "{dir}") == 0
     own = here / "own" / "own"
+    (own / "dense-seed0-round00").mkdir(parents=True)  # of a training that was cut off
+    (own / "dense-seed0-round00" / "last.pt").write_text("half")
+    assert run(words.replace("out out", "out own"), script, "{dir}") == 0
     assert sorted(path.name for path in own.iterdir()) == [
         "dense-seed0-round00", "ticket-seed0-round01"
     ]  # fmt: skip
