@@ -600,7 +600,8 @@ def test_a_judge_that_fails_its_gate_gives_no_verdict(unlabelled):
         assert verdict["state"] == "undecided"
         assert verdict["reason"] == "judge failed its gate"
         assert (verdict["sparsity"], verdict["bracket"]) == (None, [None, None])
-        assert verdict["sentence"].startswith(f"No verdict on {metric}: its judge failed its gate")
+        assert verdict["sentence"].startswith("No verdict on "), metric
+        assert ": its judge failed its gate (" in verdict["sentence"]
 
 
 def test_the_judge_is_trained_once_for_a_longer_search(unlabelled, monkeypatch):

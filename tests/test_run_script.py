@@ -387,7 +387,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(here, capsys):
     assert "3 trainings of python" in told
     assert "sparsity by round: 30.0%, 60.0%" in told
     assert "time and disk are not known before the first training" in told
-    assert "seeds: 5 would show a match within 10% at 80% power" in told
+    assert "would show a match within 10% at 80% power" in told
     assert not (here / "out").exists()
     assert run("--sparsity 0.3 --dry-run --json --out out", here / "tiny.py") == 0
     printed = capsys.readouterr().out

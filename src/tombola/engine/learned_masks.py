@@ -35,7 +35,7 @@ def search(node: Node, context: Context) -> None:
         tensors, manifest = load_state(checkpoint)
         trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
-    loop = Loop(trainer, context.progress, checkpoint, seconds, 0)
+    loop = Loop(trainer, context.progress, checkpoint, seconds, 0, looked_at=False)
     why = {}
     try:
         while trainer.step < trainer.settings.total_steps:

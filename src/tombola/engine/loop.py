@@ -32,6 +32,7 @@ class Loop:
         first: int,
         *,
         rewound: bool = False,
+        looked_at: bool = True,
     ) -> None:
         self.trainer, self.progress, self.path = trainer, progress, path
         self.seconds = seconds
@@ -41,7 +42,8 @@ class Loop:
         self._told_step = first
         advice = "initialise and load weights in the task's networks(), not in its loss()"
         self._start = Start(trainer.networks, own=not rewound, advice=advice)
-        self._start.watch(Start.check, trainer.optimizers.values())
+        if looked_at:  # a search for masks itself puts w * z in the place of w
+            self._start.watch(Start.check, trainer.optimizers.values())
 
     def advance(self) -> None:
         """One step; a checkpoint at most every minute."""

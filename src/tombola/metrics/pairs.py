@@ -53,8 +53,7 @@ class Cloud:
         if not np.isfinite(self.vectors).all():
             raise DataError("features hold nan or infinite values; judge finite images only")
         self.neighbours = neighbours
-        # less what rounding may add, so that equal vectors are nowhere more than 0 apart
-        self.squares = (1 - ROUNDING) * np.einsum("ij,ij->i", self.vectors, self.vectors)
+        self.squares = np.einsum("ij,ij->i", self.vectors, self.vectors)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -181,8 +180,11 @@ def _kernel(products: Array, dimensions: int) -> Array:
 
 
 def _distances(products: Array, rows: Array, columns: Array) -> Array:
-    """Squared distances from inner products, in their place."""
+    """Squared distances from inner products, in their place.
+
+    Less what rounding may add, so that equal vectors are nowhere more than 0 apart.
+    """
     products *= -2
-    products += rows[:, None]
-    products += columns
+    products += (1 - ROUNDING) * rows[:, None]
+    products += (1 - ROUNDING) * columns
     return products
