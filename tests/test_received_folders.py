@@ -172,6 +172,7 @@ def test_a_verdict_whose_parts_do_not_fit_together_keeps_its_sentence(
     originals: list[Path], tmp_path: Path, undrawn: None
 ) -> None:
     folder = shutil.copytree(originals[1], tmp_path / "given")
+    write_report(folder)  # by an older rule: judged anew
     summary = json.loads((folder / "summary.json").read_text())
     for verdicts in summary["arms"].values():
         verdicts["fid"] |= {"state": "wins", "sparsity": None, "sentence": "Told so."}

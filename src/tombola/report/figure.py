@@ -68,7 +68,8 @@ def write_figure(
     for family in families:
         figure = _Grid(folder, family, several, images).draw(sparsities)
         end = f"-{family.folder(several)}" if len(families) > 1 else ""
-        figure.suptitle(_title(folder, label_of(family.key, keys)), x=0.01, ha="left")
+        title = _title(folder, label_of(family.key, keys))
+        figure.suptitle(title, x=0.01, ha="left", parse_math=False)
         for kind in ("png", "svg"):
             path = folder.out / f"figure{end}.{kind}"
             _save(figure, path, kind)
