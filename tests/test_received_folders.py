@@ -174,7 +174,7 @@ def test_a_verdict_whose_parts_do_not_fit_together_keeps_its_sentence(
     folder = shutil.copytree(originals[1], tmp_path / "given")
     write_report(folder)  # by an older rule: judged anew
     summary = json.loads((folder / "summary.json").read_text())
-    for verdicts in summary["arms"].values():
+    for verdicts in (*summary["arms"].values(), summary["verdicts"]):
         verdicts["fid"] |= {"state": "wins", "sparsity": None, "sentence": "Told so."}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert "Told so." in write_report(folder).read_text()

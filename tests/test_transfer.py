@@ -788,8 +788,8 @@ def test_over_levels_each_seed_gives_the_mean_of_its_levels():
     # Seed by seed (0.5 - 0.3) / 2, (0.6 - 0.4) / 2, (0.4 - 0.2) / 2: 0.1 each.
     assert (found["d_mean"], found["seeds"]) == (pytest.approx(0.1), 3)
     assert found["sentence"].startswith(
-        "Over 2 levels on Frechet classifier distance the transferred ticket equals the target's own "
-        "(its loss against that is 0.1 in the mean"
+        "Over 2 levels on Frechet classifier distance the transferred ticket equals the "
+        "target's own (its loss against that is 0.1 in the mean"
     )
     assert "equal at 2 of 2 levels." in found["sentence"]
 
