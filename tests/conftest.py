@@ -30,6 +30,21 @@ def _own_surroundings(
     monkeypatch.setenv("TOMBOLA_CACHE", str(cache))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _short_trainings_go_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A few steps teach nothing, and a search of such networks would end before its tickets.
+
+    So ``search.anyway`` is on here, but in modules that say ``AS_USERS_DO = True``.
+    """
+    from tombola.search_config import SearchSection
+
+    defaults = SearchSection.__init__.__kwdefaults__
+    assert defaults is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(defaults, "anyway", not getattr(request.module, "AS_USERS_DO", False))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _torch_as_found() -> Iterator[None]:
     """A test that sets torch's threads, default type or determinism sets them for itself only."""

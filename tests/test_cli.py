@@ -89,7 +89,7 @@ def apart(*words, cwd):
 
 
 def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
-    done = apart("find", TASK, *ARM, "--json", "--out", "out", cwd=tmp_path)
+    done = apart("find", TASK, "--anyway", *ARM, "--json", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     summary = json.loads(done.stdout)
@@ -101,7 +101,7 @@ def test_find_prints_one_json_object_and_its_progress_elsewhere(tmp_path):
 
 
 def test_a_worker_tells_the_bar_of_the_steps_that_a_divergence_spares(tmp_path):
-    words = [*ARM, "--rounds", "4", "--out", "out"]
+    words = [*ARM, "--anyway", "--rounds", "4", "--out", "out"]
     done = apart("find", f"{TOY}:HalfDiverging", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # The third ticket diverges at its first step, and the fourth is not run.

@@ -39,6 +39,7 @@ CPU = {"threads": 1, "workers": 1, "device": "cpu"}
 
 def planned(method="imp", rounds=6, seeds=3, **search):
     """The setting and whole plan of a small search, of which nothing is trained."""
+    search = {"anyway": False, **search}
     tables = {
         "task": {"name": AE},
         "train": {"steps": 20},
@@ -72,7 +73,7 @@ class Pool:
         self.setting, self.plan, self.errors = setting, plan, errors
         self.workers, self.random = workers, Random(seed)
         self.store, self.begun, self.notes, self.left = Records(), [], [], 0
-        self.cells = {}
+        self.answers, self.cells = {}, {}
         for cell in plan.cells:
             self.cells.setdefault(cell.evaluate, cell)
 
@@ -109,6 +110,9 @@ class Pool:
             todo |= {each.hash: each for each in phases.more(node)}
 
     def _record(self, node):
+        if node.kind == "trivial":
+            error = self.answers.get(node.hash)
+            return {"values": {} if error is None else {"reconstruction_error": error}}
         if node.kind != "evaluate" or node.hash not in self.cells:
             return {"values": {}} if node.kind == "evaluate" else {}
         cell = self.cells[node.hash]
@@ -200,6 +204,11 @@ def test_chains_run_ahead_of_each_other_only_as_far_as_no_stop_can_come_before()
     pool = Pool(setting, plan, by_level(*(GOOD,) * 6))
     phases = Phases(setting, plan, pool.store)
     due = {cell.round for cell in plan.cells if cell.evaluate in phases.due}
+    assert due == {0}  # before anything else the dense networks must have learnt
+    for node in phases.due:
+        pool.store[node.hash] = pool._record(node)
+        phases.more(node)
+    due = {cell.round for cell in plan.cells if cell.evaluate in phases.due}
     assert due == {0, 1, 2}
     # One seed that is not worse at the first level is enough for the third to be due.
     seed = [node for node in phases.due if node.label.endswith("seed 1")]
@@ -208,6 +217,36 @@ def test_chains_run_ahead_of_each_other_only_as_far_as_no_stop_can_come_before()
         phases.more(node)
     due = {cell.round for cell in plan.cells if cell.evaluate in phases.due}
     assert due == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("method", ["imp", "one-shot", "snip"])
+@pytest.mark.parametrize("controls_at", ["all", "frontier"])
+def test_of_dense_networks_that_have_not_learnt_no_ticket_is_trained(method, controls_at):
+    errors = by_level(*(GOOD,) * 3)
+
+    def stuck(*key):
+        """One of three dense networks answers as the mean image does."""
+        return 2.0 if key[1:] == ("dense", 0, 2) else errors(*key)
+
+    def search(**more):
+        setting, plan = planned(method, rounds=3, controls_at=controls_at, **more)
+        pool = Pool(setting, plan, stuck, workers=3, seed=1)
+        for name in plan.trivial:
+            pool.answers[name] = 2.0
+        return pool, pool.carry_out(cuts=2)
+
+    pool, phases = search()
+    assert {c.kind for c in pool.plan.cells if c.train in pool.store} == {"dense"}
+    assert {c.evaluate for c in pool.plan.cells if c.kind != "dense" and c.draw is None} == {
+        name for name in phases.plan.left_out if name in pool.cells
+    }
+    assert pool.notes[0] == (
+        "no ticket is trained: the dense networks have not learnt, which is to be better than a "
+        "trivial answer; train longer, or go on with --anyway"
+    )
+    pool, phases = search(anyway=True)
+    assert {k for k, _ in trained(phases, "ticket")} == {1, 2, 3}
+    assert not [text for text in pool.notes if "learnt" in text]
 
 
 def test_a_level_beyond_a_stop_that_is_there_already_stays():
@@ -480,20 +519,27 @@ def test_files_and_costs_of_draws_are_kept_apart(whole):
 
 
 @pytest.mark.slow
-def test_killed_workers_come_to_the_same(whole, tmp_path, monkeypatch):
+def test_killed_at_ten_random_moments_it_comes_to_the_same(whole, tmp_path, monkeypatch):
     out, faults = tmp_path / "out", str(HERE / "faults")
     words = " ".join(
         f"--{name.replace('_', '-')} {value}" for name, value in {**OPTIONS, "workers": 2}.items()
     )
     sets = [f"--set {s}.{k}={v}" for s, table in SETTINGS.items() for k, v in table.items()]
-    command = [sys.executable, "-m", "tombola", "find", AE, *words.split(), *" ".join(sets).split()]
+    command = [sys.executable, "-m", "tombola", "find", AE, "--anyway"]
+    command += [*words.split(), *" ".join(sets).split()]
     path = os.pathsep.join([faults, str(Path(tombola.__file__).parent.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "TOMBOLA_FAULT": "step:400:kill"}
-    done = subprocess.run(
-        [*command, "--out", str(out)], env=environment, start_new_session=True, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL
-    del environment["TOMBOLA_FAULT"]
+    environment, kills, random = {**os.environ, "PYTHONPATH": path}, 0, Random(7)
+    while kills < 10:
+        event, last = random.choice([("step", 120), ("rename", 8), ("judge", 4)])
+        fault = {"TOMBOLA_FAULT": f"{event}:{random.randint(1, last)}:kill"}
+        done = subprocess.run(
+            [*command, "--out", str(out)],
+            env={**environment, **fault},
+            start_new_session=True,
+            capture_output=True,
+        )
+        assert done.returncode == -signal.SIGKILL, "it was whole before it was killed ten times"
+        kills += 1
     done = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"note: controls are trained at level 2, 2 draws a seed" in done.stderr

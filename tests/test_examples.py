@@ -17,6 +17,7 @@ import in_process
 from tombola import cli
 
 ROOT = Path(__file__).parents[1]
+AS_USERS_DO = True
 MY_GAN = ROOT / "examples" / "my_gan.py"
 
 

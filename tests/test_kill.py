@@ -21,6 +21,7 @@ COMMAND = [
     "tombola",
     "find",
     TASK,
+    "--anyway",
     "--data",
     "digits",
     "--steps",

@@ -13,7 +13,19 @@ TOY = Path(__file__).parent / "toy_task.py"
 
 
 def test_denormal_numbers_count_as_zero_in_every_thread_of_a_worker(tmp_path):
-    words = ["--steps", "3", "--rounds", "1", "--seeds", "1", "--rewind", "1it", "--workers", "1"]
+    words = [
+        "--anyway",
+        "--steps",
+        "3",
+        "--rounds",
+        "1",
+        "--seeds",
+        "1",
+        "--rewind",
+        "1it",
+        "--workers",
+        "1",
+    ]
     options = [*words, "--threads", "2", "--controls", "none", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-m", "tombola", "find", f"{TOY}:NoDenormals", *options],

@@ -48,6 +48,7 @@ FIND_KEYS = {
     "controls_at": "search",
     "draws": "search",
     "stop_after": "search",
+    "anyway": "search",
     "seeds": "search",
     "prune": "prune",
     "epochs": "train",
@@ -76,8 +77,8 @@ def find(
 
     ``task``: a registered name, ``path/to/file.py:Class``, or a Task class from a file. ``data``: a
     source's name (default: digits), a uint8 tensor (N, C, H, W), or a Dataset. ``options``: rounds,
-    rate, sparsity, seeds, method, rewind, prune, controls, controls_at, draws, stop_after, epochs,
-    steps, precision, preset, workers, threads, device, keep. ``settings``: tables as in a config
+    rate, sparsity, seeds, method, rewind, prune, controls, controls_at, draws, stop_after, anyway,
+    epochs, steps, precision, preset, workers, threads, device, keep. ``settings``: tables as in a config
     file, which ``options`` win over. UserError for bad input.
     """
     tables = _tables(settings)

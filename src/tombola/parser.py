@@ -223,6 +223,12 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="levels in a row, worse in every seed, that end an arm; 0 = never (default: 2)",
     )
+    add(
+        "--anyway",
+        action="store_true",
+        default=None,
+        help="go on although the dense networks have not learnt",
+    )
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,8 @@ class SearchSection:
     stop_after: int = -1
     """An arm stops after so many levels in a row that are worse than dense in every seed; 0 =
     never; -1 = 2, or as the folder was begun."""
+    anyway: bool = False
+    """Whether tickets are trained of dense networks that have not learnt."""
     seeds: int = 3
     """Training seeds 0..seeds-1."""
 

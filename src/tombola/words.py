@@ -47,6 +47,7 @@ _FLAGS = {
     "controls_at": ("search", "controls_at"),
     "draws": ("search", "draws"),
     "stop_after": ("search", "stop_after"),
+    "anyway": ("search", "anyway"),
     "seeds": ("search", "seeds"),
     "workers": ("run", "workers"),
     "threads": ("run", "threads"),

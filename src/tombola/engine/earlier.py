@@ -65,6 +65,7 @@ MAY_DIFFER: Mapping[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("search", "seeds"): (_grows, "it can only grow"),
     ("search", "rounds"): (_grows, "it can only grow"),
     ("search", "stop_after"): (_is_free, ""),
+    ("search", "anyway"): (_is_free, ""),
     ("search", "controls_at"): (_comes_down, "it can only change from frontier to all"),
     ("search", "draws"): (_grows, "it can only grow"),
     ("search", "sparsity"): (_goes_on, "it can only gain higher levels"),

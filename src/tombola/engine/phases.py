@@ -5,6 +5,9 @@ An arm stops after M levels in a row that are worse than dense in every seed, by
 known and the last b of them are worse, the first stop can be at level l + M - b, so all up to that
 one are due. Seeds may be M levels apart, and no run is begun that the rule leaves out.
 
+First of all the dense networks are judged. Where they have not learnt, which is to be better than
+a trivial answer, no ticket of theirs is due, unless ``search.anyway`` says so.
+
 With ``search.controls_at=frontier`` an arm's controls are due when its chain is whole, at the
 frontier alone: the last of the leading levels that match dense in the metric that decides.
 
@@ -49,6 +52,8 @@ class Standing(NamedTuple):
     stopped: bool
     frontier: int | None
     """The round at which its controls are trained, once that is known."""
+    learnt: bool | None
+    """Whether its dense networks are trained; None while that is not known."""
 
 
 class Phases:
@@ -76,6 +81,7 @@ class Phases:
         self._ladders = _ladders(whole.cells)
         self._drawn = {cell.arm for cell in whole.cells if cell.draw is not None}
         self._frontiers: dict[Arm, int | None] = {}
+        self._learnt: dict[frozenset[str], bool] = {}
         self._deciding = {cell.evaluate for cell in whole.cells if _is_own(cell)}
         self._deciding |= set(whole.trivial)  # without them no frontier is known
         self._standing: dict[Arm, Standing] = {}
@@ -114,15 +120,30 @@ class Phases:
 
     def _stand(self, arm: Arm, ladder: Ladder) -> Standing:
         """How far an arm may go by what is judged."""
-        reach, stopped = self._reach(ladder)
-        if arm in self._drawn and arm not in self._frontiers:
+        learnt = self._has_learnt(ladder)
+        reach, stopped = self._reach(ladder) if learnt else (0, learnt is False)
+        if learnt is not None and arm in self._drawn and arm not in self._frontiers:
             levels = enumerate(ladder.levels.values())
             own = [c for i, cells in levels for c in cells if self._is_due(c, i, reach)]
             every = (*ladder.dense.values(), *own)
             judged = (*(cell.evaluate for cell in every), *self.whole.trivial)
             if all(name in self._done for name in judged):  # then no more will be due
                 self._frontiers[arm] = self._frontier(ladder, own)
-        return Standing(reach, stopped, self._frontiers.get(arm))
+        return Standing(reach, stopped, self._frontiers.get(arm), learnt)
+
+    def _has_learnt(self, ladder: Ladder) -> bool | None:
+        """Whether the dense networks of an arm have learnt, by themselves; None = not judged yet.
+
+        A ticket that is better than they are may still show, in the end, that they had not.
+        """
+        if self.setting.config.search.anyway:
+            return True
+        names = frozenset(cell.evaluate for cell in ladder.dense.values())
+        if not self._done.issuperset((*names, *self.whole.trivial)):
+            return None
+        if names not in self._learnt:
+            self._learnt[names] = self._verdict(ladder, []).get("state") != "not trained"
+        return self._learnt[names]
 
     def _reach(self, ladder: Ladder) -> tuple[int, bool]:
         """How many levels of an arm are due, and whether it stops at the last of them."""
@@ -172,20 +193,22 @@ class Phases:
         return index < reach or cell.train in self._done
 
     def _frontier(self, ladder: Ladder, own: list[Cell]) -> int | None:
-        """The round at the frontier of a whole chain, of which ``own`` tickets were trained.
+        """The round at the frontier of a whole chain, of which ``own`` tickets were trained."""
+        return frontier_level(self._verdict(ladder, own).get("levels", ()))
 
-        As the verdict will read it, but for the controls, which have no part in it.
-        """
+    def _verdict(self, ladder: Ladder, own: list[Cell]) -> Mapping[str, Any]:
+        """The verdict on a chain of which ``own`` tickets were trained, without its controls."""
         every = [cell for cells in ladder.levels.values() for cell in cells]
         left_out = {cell.evaluate for cell in every} - {cell.evaluate for cell in own}
+        left_out |= {cell.cut for cell in every if cell.cut} - self._done
         cells = [*ladder.dense.values(), *every]
         plan = dataclasses.replace(
             self.whole, cells=cells, left_out=frozenset(left_out), resampled=[]
         )
         output = Output(self.setting, plan, self.store, self.store.folder.parent)
         found = summarise(output.rows(), evidence=output.evidence())
-        verdict = found["verdicts"].get(found["primary"], {})
-        return frontier_level(verdict.get("levels", ()))
+        verdict: Mapping[str, Any] = found["verdicts"].get(found["primary"], {})
+        return verdict
 
     def _decide(self, standing: dict[Arm, Standing]) -> None:
         """Take a standing over into the plan and what is due of it."""
@@ -200,6 +223,7 @@ class Phases:
                 foreseen.append(cell)
             elif cell.draw is None:
                 left_out |= {cell.evaluate, cell.train, cell.ticket or cell.train}
+                left_out |= {cell.cut or cell.train}
             if is_foreseen or cell.draw is None:
                 shown.append(cell)
         self.plan.cells, self.plan.left_out = shown, frozenset(left_out - self._done)
@@ -225,7 +249,13 @@ class Phases:
         for arm, ladder in self._ladders.items():
             levels = list(ladder.levels.values())
             name = arm.folder(levels[0][0].rewind_steps, several)
-            said = [*self._stop(self._standing[arm], levels), *self._controls(arm, levels)]
+            standing = self._standing[arm]
+            said = [*self._stop(standing, levels), *self._controls(arm, levels)]
+            if standing.learnt is False:
+                said = [
+                    "no ticket is trained: the dense networks have not learnt, which is to be "
+                    "better than a trivial answer; train longer, or go on with --anyway"
+                ]
             texts += [f"{name}: {text}" if len(self._ladders) > 1 else text for text in said]
         yield from (text for text in texts if text not in self._told)
         self._told.update(texts)
@@ -283,10 +313,15 @@ def _ladders(cells: Iterable[Cell]) -> dict[Arm, Ladder]:
 
 
 def part_of(whole: Plan, cells: Collection[Cell]) -> Graph:
-    """The runs behind some cells of a plan, and those that are behind none of its cells."""
+    """The runs behind some cells of a plan and behind its trivial answers, and what adds to them.
+
+    That are runs behind no cell, such as a comparison of an early-bird mask with the last one.
+    """
     every = _behind(whole.graph, (cell.evaluate for cell in whole.cells))
-    others = (node.hash for node in whole.graph if node.hash not in every)
-    wanted = _behind(whole.graph, itertools.chain((cell.evaluate for cell in cells), others))
+    wanted = _behind(whole.graph, [*(cell.evaluate for cell in cells), *whole.trivial])
+    for node in whole.graph:  # parents come first
+        if node.hash not in every and wanted.issuperset(node.parents.values()):
+            wanted.add(node.hash)
     graph = Graph()
     for node in whole.graph:
         if node.hash in wanted:

@@ -32,9 +32,9 @@ def watched(
         if cell.kind != "compact" or cell.cut not in plan.watches:
             continue
         made = record(cell.cut)
-        runs = {role: record(name) for role, name in plan.watches[cell.cut].items()}
         if "not_run" in made:
             continue
+        runs = {role: record(name) for role, name in plan.watches[cell.cut].items()}
         config, watch = runs["watch"]["config"], runs["watch"]["watches"][cell.arm.compress]
         rule = {key: config[key] for key in ("rule", "delta", "settle", "prune")}
         rest = {key: runs["watch"][key] for key in ("left", "by_scale")}
@@ -62,7 +62,7 @@ def _thin(plan: Plan, record: Callable[[str], dict[str, Any]]) -> dict[str, dict
     """Cut -> network -> what thin-flops has of the multiply-adds of the smaller network."""
     found = {}
     for cell in plan.cells:
-        if cell.kind == "thin-flops" and cell.cut is not None:
+        if cell.kind == "thin-flops" and cell.cut is not None and cell.train in plan.graph:
             made = record(plan.graph[cell.train].parents["thin"])
             # Runs of an earlier version did not record it.
             parts = made.get("plan", {}).items()
