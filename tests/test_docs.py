@@ -4,7 +4,8 @@ Fenced blocks of a document are carried out in order, in one folder that has a c
 ``bash``: commands that begin with ``tombola`` are run, under ``<!-- long -->`` with --dry-run, and
 under ``<!-- exits 2 -->`` must be refused; ``make`` commands must be targets of the Makefile.
 ``python``: executed, all in one namespace; a block whose first line is ``# name.py`` is written to
-that file instead, and a ``toml`` block likewise.
+that file instead, and a ``toml`` block likewise. ``<!-- prints -->`` above a block: what the
+command before it must print, but for the numbers, which are a machine's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from tombola.registry import TASKS
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>long|exits 2) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"^(?:<!-- (?P<mark>long|exits 2|prints) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
 OTHER_COMMANDS = {
@@ -54,7 +56,7 @@ class Block:
 def blocks(text: str) -> list[Block]:
     found = [Block(m["kind"], m["mark"], m["body"]) for m in FENCE.finditer(text)]
     assert len(found) == len(re.findall(r"^```", text, re.M)) / 2, "a fence is not closed"
-    marks = re.findall(r"^<!-- (?:long|exits 2) -->$", text, re.M)
+    marks = re.findall(r"^<!-- (?:long|exits 2|prints) -->$", text, re.M)
     assert len(marks) == sum(b.mark is not None for b in found), "a mark is not right above a fence"
     return found
 
@@ -64,8 +66,8 @@ def commands(block: Block) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a line as a shell would: the words after ``tombola`` go to the command line."""
+def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a line as a shell would: the words after ``tombola`` go to the command line -> stdout."""
     words = shlex.split(line)
     if mark == "long" and "--dry-run" not in words:
         words.insert(2, "--dry-run")  # not at the end, where the words of a script may be
@@ -77,23 +79,34 @@ def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str])
         assert err.strip().splitlines()[-1].startswith("error: "), err
     else:
         assert "Traceback" not in err, err
+    return out
 
 
-def carry_out(block: Block, namespace: dict[str, object], capsys) -> None:
-    if named := FILE_NAME.match(block.body):
+def shape(text: str) -> list[str]:
+    """The words of a text, with each number as ``#``; rules of tables are no words."""
+    return re.sub(r"\d[\d.,]*", "#", re.sub(r"-{2,}", "", text)).split()
+
+
+def carry_out(block: Block, namespace: dict[str, object], capsys, said: str) -> str:
+    """Do what a block says; returns what its last command printed, else ``said``."""
+    if block.mark == "prints":
+        assert shape(said) == shape(block.body)
+    elif named := FILE_NAME.match(block.body):
         Path(named[1]).write_text(block.body, encoding="utf-8")
     elif block.kind == "python":
         exec(compile(block.body, "<snippet>", "exec"), namespace)
     elif block.kind == "bash":
         for line in commands(block):
             if line.startswith("tombola "):
-                run_command(line, block.mark, capsys)
+                said = run_command(line, block.mark, capsys)
+    return said
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with examples/ and a small MNIST, where searches run in this process."""
     shutil.copytree(ROOT / "examples", tmp_path / "work" / "examples")
+    (tmp_path / "work" / "docs").symlink_to(ROOT / "docs")
     standins.make_mnist(tmp_path / "data", train=60, test=20)
     monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -110,8 +123,9 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_of_a_document_works(document, place, capsys):
     namespace: dict[str, object] = {"__name__": "__main__"}
+    said = ""
     for block in blocks((ROOT / document).read_text("utf-8")):
-        carry_out(block, namespace, capsys)
+        said = carry_out(block, namespace, capsys, said)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -119,7 +133,9 @@ def test_commands_are_of_a_known_kind(document):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     for block in blocks((ROOT / document).read_text("utf-8")):
         if block.kind != "bash":
-            assert block.mark is None, f"{block.mark} belongs above a bash block: {block.body}"
+            assert block.mark in (None, "prints"), (
+                f"{block.mark} belongs above a bash block: {block.body}"
+            )
             continue
         for line in commands(block):
             if line.startswith("make "):
@@ -132,7 +148,8 @@ def test_commands_are_of_a_known_kind(document):
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text("utf-8")
     prose = FENCE.sub("", text)
-    for target in re.findall(r"\]\(([^)]+)\)", prose):
+    pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', prose)
+    for target in (*re.findall(r"\]\(([^)]+)\)", prose), *pictures):
         path, _, anchor = target.partition("#")
         if path.startswith("http"):
             continue
@@ -144,9 +161,9 @@ def test_links_lead_somewhere(document):
             assert anchor in anchors, f"{document} links to {target}, which has no such heading"
 
 
-def test_readme_names_what_is_not_built():
-    text = (ROOT / "README.md").read_text("utf-8")
-    table = text[text.index("## What is built") : text.index("## Read on")]
+def test_the_reference_names_what_is_not_built():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    table = text[text.index("## What is built") : text.index("## The code")]
     columns = [row.split("|")[2:4] for row in table.splitlines() if row.startswith("| ")]
     built, lacking = (" ".join(row[i] for row in columns) for i in (0, 1))
     for name in (*config.METHODS, *config.CONTROLS):

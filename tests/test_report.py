@@ -200,6 +200,10 @@ def test_verdict_table_ends_in_the_sentence(run: Path) -> None:
     assert lines[2].startswith("reconstruction error *")
     assert lines[-1] == summary["verdicts"]["reconstruction_error"]["sentence"]
     assert lines[-2] == ""
+    told = "* decides; the other lines are told beside it and decide nothing."
+    assert (told in lines) == (len(summary["verdicts"]) > 1)
+    assert told in verdict_table({"primary": "a", "verdicts": {"a": {}, "b": {}}}).splitlines()
+    assert told not in verdict_table({"primary": "a", "verdicts": {"a": {}}})
     assert all(len(line) <= 100 for line in lines[:-1])
     assert verdict_table({}).endswith("No verdict: no metric of these runs has a direction.")
     hostile = {"primary": "x", "verdicts": {"x": {"state": "a\x1b[31mb", "sentence": "c\x07d"}}}
