@@ -30,6 +30,11 @@ from tombola.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LINKED = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>long|exits 2|prints) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$",
     re.M | re.S,
@@ -144,7 +149,7 @@ def test_commands_are_of_a_known_kind(document):
                 assert line.startswith("tombola ") or line in OTHER_COMMANDS, line
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", LINKED)
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text("utf-8")
     prose = FENCE.sub("", text)
@@ -174,10 +179,10 @@ def test_the_reference_names_what_is_not_built():
         assert cli.main([name]) == cli.USER
 
 
-def test_method_quotes_sizes_as_they_are(capsys):
+def test_tasks_quotes_sizes_as_they_are(capsys):
     assert cli.main(["list", "tasks", "--json"]) == 0
     rows = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
-    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    text = (ROOT / "docs" / "tasks.md").read_text("utf-8")
     quoted = re.findall(r"^\| `([\w-]+)` \| \w+(?:, \w+)? \| ([\d,]+) \| ([\d,]+) \|", text, re.M)
     found = {
         name: {"quick": int(quick.replace(",", "")), "paper": int(paper.replace(",", ""))}
@@ -193,8 +198,8 @@ def _numbers(text):
     return rate, tuple(map(float, betas.groups())) if betas else None
 
 
-def test_method_quotes_the_settings_of_both_presets_as_they_are():
-    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+def test_tasks_quotes_the_settings_of_both_presets_as_they_are():
+    text = (ROOT / "docs" / "tasks.md").read_text("utf-8")
     optimizer = r"((?:Adam|RMSprop)[^|]*)"
     paper = re.findall(
         rf"^\| ([a-z, -]+) \| {optimizer}\|[^|]*\|[^|]*\| (\d+) \|", text, re.MULTILINE
