@@ -401,6 +401,10 @@ def test_a_run_without_tickets_costs_or_samples_has_a_page(tmp_path: Path) -> No
     assert "No costs were recorded." in words
     write_results(tmp_path / "results.csv", [])
     assert "Nothing was measured." in write_report(tmp_path).read_text()
+    write_results(tmp_path / "results.csv", [row("dense", 0, 0, 5, metric="steps")])
+    page = write_report(tmp_path).read_text()
+    assert "Nothing was measured." in page
+    assert "Two kinds of spread" not in page
     lost = [row("ticket", 1, 0, float("nan")), row("dense", 0, 0, 1, metric="diverged", step=3)]
     write_results(tmp_path / "results.csv", lost)
     assert "Runs that diverged" in write_report(tmp_path).read_text()

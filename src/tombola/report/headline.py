@@ -75,7 +75,7 @@ def _drawing(
     heights = [_PLOT_INCHES, _HEAD_INCHES + cell * len(arms)]
     with mpl.rc_context(plots.STYLE | {"svg.hashsalt": plot.metric}):
         figure = Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=heights)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
         axes = above.add_subplot()
         plots.onto(axes, curves, plot, narrow=False)
         handles, labels = axes.get_legend_handles_labels()
