@@ -538,6 +538,7 @@ def test_what_is_cut_answers_as_with_zeros_and_what_is_not_says_why(name: str) -
         (Net(lambda s, x: s.c(x)[0, 99], c=conv(3, 6)), "IndexError: index 99"),
         (seq(conv(4, 6)), "RuntimeError: Given groups=1, weight of size"),
         (Net(lambda s, x: s.missing(x), c=conv(3, 6)), "AttributeError: 'Net' object"),
+        (seq(conv(3, 6), conv(5, 6)), "channel by channel at layer '1' (RuntimeError: Given"),
     ],
 )
 def test_a_network_that_cannot_be_called_is_one_clear_error(network, words: str) -> None:
@@ -549,12 +550,15 @@ def test_a_network_that_cannot_be_called_is_one_clear_error(network, words: str)
 
 def test_what_torch_pruning_raises_is_one_clear_error(monkeypatch) -> None:
     import torch_pruning
+    from torch_pruning.dependency import Node
 
-    def fail(*_, **__):
-        raise AssertionError("first line\nsecond line")
+    def fail(graph, model, **_):
+        node = Node(next(p for p in model.network.modules() if isinstance(p, nn.Conv2d)), None)
+        raise AssertionError(f"first line\nsecond line of {node}")
 
     monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", fail)
-    with pytest.raises(ConfigError, match=r"\(AssertionError: first line\); prune the others"):
+    told = r"at layer '\w+' \(AssertionError: first line\); where .* or prune the others"
+    with pytest.raises(ConfigError, match=told):
         channel_groups("n", plain(), given((IMAGE,), 0))
 
 

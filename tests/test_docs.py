@@ -4,7 +4,8 @@ Fenced blocks of a document are carried out in order, in one folder that has a c
 ``bash``: commands that begin with ``tombola`` are run, under ``<!-- long -->`` with --dry-run, and
 under ``<!-- exits 2 -->`` must be refused; ``make`` commands must be targets of the Makefile.
 ``python``: executed, all in one namespace; a block whose first line is ``# name.py`` is written to
-that file instead, and a ``toml`` block likewise.
+that file instead, and a ``toml`` block likewise. ``<!-- prints -->`` above a block: what the
+command before it must print, but for the numbers, which are a machine's.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ from tombola.registry import TASKS
 ROOT = Path(__file__).parents[1]
 AS_USERS_DO = True
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LINKED = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>long|exits 2) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"^(?:<!-- (?P<mark>long|exits 2|prints) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
 OTHER_COMMANDS = {
@@ -55,7 +62,7 @@ class Block:
 def blocks(text: str) -> list[Block]:
     found = [Block(m["kind"], m["mark"], m["body"]) for m in FENCE.finditer(text)]
     assert len(found) == len(re.findall(r"^```", text, re.M)) / 2, "a fence is not closed"
-    marks = re.findall(r"^<!-- (?:long|exits 2) -->$", text, re.M)
+    marks = re.findall(r"^<!-- (?:long|exits 2|prints) -->$", text, re.M)
     assert len(marks) == sum(b.mark is not None for b in found), "a mark is not right above a fence"
     return found
 
@@ -65,8 +72,8 @@ def commands(block: Block) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a line as a shell would: the words after ``tombola`` go to the command line."""
+def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a line as a shell would: the words after ``tombola`` go to the command line -> stdout."""
     words = shlex.split(line)
     if mark == "long" and "--dry-run" not in words:
         words.insert(2, "--dry-run")  # not at the end, where the words of a script may be
@@ -78,23 +85,34 @@ def run_command(line: str, mark: str | None, capsys: pytest.CaptureFixture[str])
         assert err.strip().splitlines()[-1].startswith("error: "), err
     else:
         assert "Traceback" not in err, err
+    return out
 
 
-def carry_out(block: Block, namespace: dict[str, object], capsys) -> None:
-    if named := FILE_NAME.match(block.body):
+def shape(text: str) -> list[str]:
+    """The words of a text, with each number as ``#``; rules of tables are no words."""
+    return re.sub(r"\d[\d.,]*", "#", re.sub(r"-{2,}", "", text)).split()
+
+
+def carry_out(block: Block, namespace: dict[str, object], capsys, said: str) -> str:
+    """Do what a block says; returns what its last command printed, else ``said``."""
+    if block.mark == "prints":
+        assert shape(said) == shape(block.body)
+    elif named := FILE_NAME.match(block.body):
         Path(named[1]).write_text(block.body, encoding="utf-8")
     elif block.kind == "python":
         exec(compile(block.body, "<snippet>", "exec"), namespace)
     elif block.kind == "bash":
         for line in commands(block):
             if line.startswith("tombola "):
-                run_command(line, block.mark, capsys)
+                said = run_command(line, block.mark, capsys)
+    return said
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with examples/ and a small MNIST, where searches run in this process."""
     shutil.copytree(ROOT / "examples", tmp_path / "work" / "examples")
+    (tmp_path / "work" / "docs").symlink_to(ROOT / "docs")
     standins.make_mnist(tmp_path / "data", train=60, test=20)
     monkeypatch.setenv("TOMBOLA_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -111,8 +129,9 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_of_a_document_works(document, place, capsys):
     namespace: dict[str, object] = {"__name__": "__main__"}
+    said = ""
     for block in blocks((ROOT / document).read_text("utf-8")):
-        carry_out(block, namespace, capsys)
+        said = carry_out(block, namespace, capsys, said)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -120,7 +139,9 @@ def test_commands_are_of_a_known_kind(document):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     for block in blocks((ROOT / document).read_text("utf-8")):
         if block.kind != "bash":
-            assert block.mark is None, f"{block.mark} belongs above a bash block: {block.body}"
+            assert block.mark in (None, "prints"), (
+                f"{block.mark} belongs above a bash block: {block.body}"
+            )
             continue
         for line in commands(block):
             if line.startswith("make "):
@@ -129,11 +150,12 @@ def test_commands_are_of_a_known_kind(document):
                 assert line.startswith("tombola ") or line in OTHER_COMMANDS, line
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", LINKED)
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text("utf-8")
     prose = FENCE.sub("", text)
-    for target in re.findall(r"\]\(([^)]+)\)", prose):
+    pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', prose)
+    for target in (*re.findall(r"\]\(([^)]+)\)", prose), *pictures):
         path, _, anchor = target.partition("#")
         if path.startswith("http"):
             continue
@@ -145,9 +167,9 @@ def test_links_lead_somewhere(document):
             assert anchor in anchors, f"{document} links to {target}, which has no such heading"
 
 
-def test_readme_names_what_is_not_built():
-    text = (ROOT / "README.md").read_text("utf-8")
-    table = text[text.index("## What is built") : text.index("## Read on")]
+def test_the_reference_names_what_is_not_built():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    table = text[text.index("## What is built") : text.index("## The code")]
     columns = [row.split("|")[2:4] for row in table.splitlines() if row.startswith("| ")]
     built, lacking = (" ".join(row[i] for row in columns) for i in (0, 1))
     for name in (*config.METHODS, *config.CONTROLS):
@@ -158,10 +180,10 @@ def test_readme_names_what_is_not_built():
         assert cli.main([name]) == cli.USER
 
 
-def test_method_quotes_sizes_as_they_are(capsys):
+def test_tasks_quotes_sizes_as_they_are(capsys):
     assert cli.main(["list", "tasks", "--json"]) == 0
     rows = {row["name"]: row["parameters"] for row in json.loads(capsys.readouterr().out)}
-    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    text = (ROOT / "docs" / "tasks.md").read_text("utf-8")
     quoted = re.findall(r"^\| `([\w-]+)` \| \w+(?:, \w+)? \| ([\d,]+) \| ([\d,]+) \|", text, re.M)
     found = {
         name: {"quick": int(quick.replace(",", "")), "paper": int(paper.replace(",", ""))}
@@ -177,8 +199,8 @@ def _numbers(text):
     return rate, tuple(map(float, betas.groups())) if betas else None
 
 
-def test_method_quotes_the_settings_of_both_presets_as_they_are():
-    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+def test_tasks_quotes_the_settings_of_both_presets_as_they_are():
+    text = (ROOT / "docs" / "tasks.md").read_text("utf-8")
     optimizer = r"((?:Adam|RMSprop)[^|]*)"
     paper = re.findall(
         rf"^\| ([a-z, -]+) \| {optimizer}\|[^|]*\|[^|]*\| (\d+) \|", text, re.MULTILINE

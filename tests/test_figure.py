@@ -26,7 +26,7 @@ def run(tmp_path_factory):
 
 def grid(out, images=16):
     folder = read_folder(out)
-    return figure._Grid(folder, families_of(searches_of(folder.rows))[0], False, images)
+    return figure.Grid(folder, families_of(searches_of(folder.rows))[0], False, images)
 
 
 def shown(drawn):

@@ -200,6 +200,10 @@ def test_verdict_table_ends_in_the_sentence(run: Path) -> None:
     assert lines[2].startswith("reconstruction error *")
     assert lines[-1] == summary["verdicts"]["reconstruction_error"]["sentence"]
     assert lines[-2] == ""
+    told = "* decides; the other lines are told beside it and decide nothing."
+    assert (told in lines) == (len(summary["verdicts"]) > 1)
+    assert told in verdict_table({"primary": "a", "verdicts": {"a": {}, "b": {}}}).splitlines()
+    assert told not in verdict_table({"primary": "a", "verdicts": {"a": {}}})
     assert all(len(line) <= 100 for line in lines[:-1])
     assert verdict_table({}).endswith("No verdict: no metric of these runs has a direction.")
     hostile = {"primary": "x", "verdicts": {"x": {"state": "a\x1b[31mb", "sentence": "c\x07d"}}}
@@ -397,6 +401,10 @@ def test_a_run_without_tickets_costs_or_samples_has_a_page(tmp_path: Path) -> No
     assert "No costs were recorded." in words
     write_results(tmp_path / "results.csv", [])
     assert "Nothing was measured." in write_report(tmp_path).read_text()
+    write_results(tmp_path / "results.csv", [row("dense", 0, 0, 5, metric="steps")])
+    page = write_report(tmp_path).read_text()
+    assert "Nothing was measured." in page
+    assert "Two kinds of spread" not in page
     lost = [row("ticket", 1, 0, float("nan")), row("dense", 0, 0, 1, metric="diverged", step=3)]
     write_results(tmp_path / "results.csv", lost)
     assert "Runs that diverged" in write_report(tmp_path).read_text()

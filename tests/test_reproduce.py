@@ -357,3 +357,62 @@ def test_a_claim_is_run_shown_and_resumed(place):
     path = out / "1" / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": {"done": 1, "of": 2}}))
     assert "minutes 0.1 h: begun" in call()[1]
+
+
+KEPT = Path(__file__).parents[1] / "docs" / "results"
+CLAIM = """[[claim]]
+says = "It wins"
+paper = "89%"
+of = "fig4"
+search = "linear-ae-mnist"
+rule = "state_is"
+is = "wins"
+"""
+
+
+def test_the_readme_shows_what_kept_searches_say():
+    code, table, error = call("--table", "--kept", "docs/results")
+    assert (code, error) == (0, "")
+    readme = (KEPT.parents[1] / "README.md").read_text("utf-8")
+    start, end = "<!-- claims: begin -->\n", "<!-- claims: end -->"
+    assert readme[readme.index(start) + len(start) : readme.index(end)] == table
+
+
+def test_a_kept_search_that_had_no_epoch_decides_nothing(tmp_path):
+    folder = tmp_path / "linear-ae-mnist"
+    folder.mkdir()
+    for name in ("config.json", "results.csv", "summary.json"):
+        (folder / name).write_bytes((KEPT / "linear-ae-mnist" / name).read_bytes())
+    (tmp_path / "claims.toml").write_text(CLAIM)
+    found = json.loads(call("--table", "--kept", str(tmp_path), "--json")[1])
+    assert [(each["state"], each["n"]) for each in found] == [("holds", 5)]
+    config = json.loads((folder / "config.json").read_text())
+    config["resolved"]["steps"] = config["resolved"]["epoch_steps"] - 1
+    (folder / "config.json").write_text(json.dumps(config))
+    found = json.loads(call("--table", "--kept", str(tmp_path), "--json")[1])
+    assert [(each["state"], each["why"]) for each in found] == [
+        ("open", "trained for under one epoch")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read"),
+        ("", r"has no [[claim]]"),
+        (CLAIM.replace("says", "said"), "has no says"),
+        (CLAIM.replace("fig4", "fig99"), "unknown reproduction 'fig99'"),
+        (CLAIM.replace("state_is", "seems"), "'seems' is no rule"),
+        (CLAIM.replace("linear-ae-mnist", "nowhere"), "is no directory"),
+    ],
+)
+def test_a_file_of_kept_claims_that_is_odd_is_refused(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "claims.toml").write_text(text)
+    code, _, error = call("--table", "--kept", str(tmp_path))
+    assert (code, said in error, error.count("\n")) == (2, True, 1), error
+
+
+def test_kept_claims_are_a_table_of_their_own():
+    for given in (["--kept", "x"], ["fig4", "--table", "--kept", "x"]):
+        assert "--kept goes with --table alone" in call(*given)[2]

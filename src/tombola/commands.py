@@ -271,9 +271,11 @@ def do_figure(options: argparse.Namespace) -> int:
     if options.sparsity is not None and not wanted:
         raise ConfigError("--sparsity is empty; give levels such as 0.5,0.9, or leave it out")
     sparsities = [float(values.decimal_fraction("sparsity", text)) for text in wanted]
-    from tombola.report.figure import write_figure
-
-    paths = [str(p) for p in write_figure(out, images=options.images, sparsities=sparsities)]
+    if options.readme:
+        from tombola.report.headline import write_headline as write
+    else:
+        from tombola.report.figure import write_figure as write
+    paths = [str(p) for p in write(out, images=options.images, sparsities=sparsities)]
     return answer(options, {"figures": paths}, "\n".join(paths))
 
 

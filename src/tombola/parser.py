@@ -85,6 +85,11 @@ def _add_figure(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, metavar="N", help="images in a cell (default: 16, or all there are)")
     text = "the nearest levels to these, such as 0.5,0.9 (default: six, evenly)"
     add("--sparsity", metavar="S[,S]", help=text)
+    add(
+        "--readme",
+        action="store_true",
+        help="quality over a strip of samples: a light and a dark SVG",
+    )
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -111,6 +116,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     scales = ("minutes", "laptop", "gpu")
     add("--scale", choices=scales, help="how large the searches are (default: minutes)")
     add("--table", action="store_true", help="claims beside what is there; run nothing")
+    add("--kept", metavar="DIR", help="with --table: what the searches kept there say, a line each")
     add("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
     add("--json", action="store_true", help="print one JSON object")
 

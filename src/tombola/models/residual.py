@@ -136,7 +136,8 @@ class ResidualDiscriminator(nn.Module):
 
     Four blocks of w channels, of which the first two halve the size, ReLU, the sum over positions
     and a linear layer. The sum as in table 4 of Miyato et al.: of a mean, the hinge loss of a
-    network so smooth sees a 64th, its slope stays flat, and samples lose classes (docs/method.md).
+    network so smooth sees a 64th, its slope stays flat, and samples lose classes
+    (docs/deviations.md).
     """
 
     def __init__(self, shape: Shape, width: int = 128) -> None:

@@ -43,7 +43,13 @@ def costs_of(costs: Sequence[CostRow], searches: Sequence[Drawn], focus: int) ->
     flops = f"{unit}FLOP"
     columns = ("arm", f"training, {flops}", f"search, {flops}", f"total, {flops}", "training, s",
                "search, s", "total, s", "weights left", "ticket file")  # fmt: skip
-    return Table("Cost by arm", columns, tuple(lines)) if lines else None
+    return Table("Cost by arm", columns, tuple(lines), _NOTE) if lines else None
+
+
+_NOTE = (
+    "FLOPs are counted. Seconds are of the clock, with whatever else the machine did meanwhile: "
+    "they are rough."
+)
 
 
 _COSTS = ("train_flops", "search_flops", "train_seconds", "search_seconds", "nonzero_parameters",

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -66,7 +66,7 @@ def write_figure(
     several = len({key.precision for key in keys}) > 1
     written = []
     for family in families:
-        figure = _Grid(folder, family, several, images).draw(sparsities)
+        figure = Grid(folder, family, several, images).draw(sparsities)
         end = f"-{family.folder(several)}" if len(families) > 1 else ""
         title = _title(folder, label_of(family.key, keys))
         figure.suptitle(title, x=0.01, ha="left", parse_math=False)
@@ -77,7 +77,7 @@ def write_figure(
     return written
 
 
-class _Grid:
+class Grid:
     """The pictures of a search, or of a family, by arm and level; and how many images of each."""
 
     def __init__(
@@ -101,28 +101,40 @@ class _Grid:
 
     def draw(self, sparsities: Sequence[float]) -> Figure:
         """Rows of arms; columns: test images if there are any, dense, then the levels."""
-        levels = self.chosen(sparsities)
-        fixed = list(self.gallery.fixed)
-        arms = sorted({p.arm for level in levels for p in level.pictures}, key=arm_order)
-        names = ["test images" if p.arm != DENSE else "dense" for p in fixed]
-        names += [self.head(level.round) for level in levels]
-        lines = -(-self.images // ACROSS)
-        height = _CELL_INCHES * lines / ACROSS * self.size[0] / self.size[1] * len(arms) + 0.55
+        names, arms = self.names(sparsities)
+        height = _CELL_INCHES * self.lines / ACROSS * self.size[0] / self.size[1] * len(arms) + 0.55
         height += 0.12 * max(name.count("\n") for name in names)
         with mpl.rc_context(_STYLE):
             figure = Figure(figsize=(_CELL_INCHES * len(names) + 0.4, height), layout="constrained")
-            grid = figure.subplots(len(arms), len(names), squeeze=False)
-            for row, arm in enumerate(arms):
-                made = {p.arm: p for p in fixed}
-                cells = [made[p.arm] for p in fixed] + [
-                    next((p for p in level.pictures if p.arm == arm), None) for level in levels
-                ]
-                for column, picture in enumerate(cells):
-                    self.cell(grid[row, column], picture)
-                    if row == 0:
-                        grid[row, column].set_title(names[column], fontsize=8)
-                grid[row, 0].set_ylabel(arm)
+            self.onto(figure, sparsities)
         return figure
+
+    @property
+    def lines(self) -> int:
+        """Lines of images in a cell."""
+        return -(-self.images // ACROSS)
+
+    def names(self, sparsities: Sequence[float]) -> tuple[list[str], list[str]]:
+        """What heads the columns, and the arms that are rows."""
+        levels = self.chosen(sparsities)
+        heads = ["test images" if p.arm != DENSE else "dense" for p in self.gallery.fixed]
+        arms = {p.arm for level in levels for p in level.pictures}
+        return [*heads, *(self.head(level.round) for level in levels)], sorted(arms, key=arm_order)
+
+    def onto(self, figure: FigureBase, sparsities: Sequence[float]) -> None:
+        """Put the pictures into a figure, or a part of one."""
+        fixed, levels = self.gallery.fixed, self.chosen(sparsities)
+        names, arms = self.names(sparsities)
+        grid = figure.subplots(len(arms), len(names), squeeze=False)
+        for row, arm in enumerate(arms):
+            cells = [*fixed] + [
+                next((p for p in level.pictures if p.arm == arm), None) for level in levels
+            ]
+            for column, picture in enumerate(cells):
+                self.cell(grid[row, column], picture)
+                if row == 0:
+                    grid[row, column].set_title(names[column], fontsize=8)
+            grid[row, 0].set_ylabel(arm)
 
     def head(self, number: int) -> str:
         """What heads a column: the sparsity, below the share of channels where that tells more."""
@@ -157,8 +169,7 @@ class _Grid:
             sheet = np.asarray(image.convert("RGB"))
         height, width = self.size
         per_line = sheet.shape[1] // width
-        lines = -(-self.images // ACROSS)
-        cell = np.full((lines * height, ACROSS * width, 3), 255, np.uint8)
+        cell = np.full((self.lines * height, ACROSS * width, 3), 255, np.uint8)
         for index in range(self.images):
             (row, column), (line, place) = divmod(index, per_line), divmod(index, ACROSS)
             source = sheet[row * height :, column * width :][:height, :width]

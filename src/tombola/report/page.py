@@ -161,7 +161,7 @@ class _Page:
                 {family: self.focus_of(family) for family in self.families},
                 sum(len(plot[part]) for plot in drawn for part in ("wide", "narrow", "csv")),
             ),
-            "spread": tables.spread_of(self.curves, self.summary),
+            "spread": tables.spread_of({m: self.curves[m] for m in self.metrics}, self.summary),
             "sampled": bool(self.summary.get("sampling_sd") or self.summary.get("floor")),
             "classes": tables.classes_of(self.rows, self.searches, self.focus),
             "comparisons": comparisons_of(self.summary.get("comparisons"), self.primary),

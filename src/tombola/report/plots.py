@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -102,29 +103,35 @@ def draw(curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> str:
     with mpl.rc_context(STYLE | {"svg.hashsalt": f"{plot.metric}-{narrow}"}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        _scale(axes, curves, plot)
-        _x_axis(axes, curves, plot, narrow)
-        if len(searches) == 1:
-            _bracket(axes, curves, plot, searches[0])
-        if plot.claimed is not None:
-            at = x_of(plot.claimed)
-            left, right = axes.get_xlim()
-            axes.set_xlim(left, max(right, at * 1.04))
-            label = f"claimed: {percent(plot.claimed)}"
-            axes.axvline(at, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label=label)
-        dense_keys = {curve.search.precision: curve for curve in curves if curve.arm == DENSE}
-        bottom, top = axes.get_ylim()
-        if plot.floor is not None and bottom <= plot.floor <= top:
-            axes.axhline(plot.floor, color=INK, linewidth=1.0, linestyle=":", label=_GENERAL[2])
-        for curve in dense_keys.values():
-            _dense(axes, curve.points[0], plot.verdicts.get(curve.search, {}))
-        arms = [curve for curve in curves if curve.arm != DENSE]
-        for index, curve in enumerate(arms):
-            _curve(axes, curve, plot, (index, len(arms)), searches)
-        axes.set_ylabel(plot.label)
+        onto(axes, curves, plot, narrow=narrow)
         _legend(figure, axes, curves, searches, narrow)
         name = f"{plot.metric}-{'narrow' if narrow else 'wide'}"
         return svg_of(figure, name, f"{plot.label} against sparsity")
+
+
+def onto(axes: Axes, curves: Sequence[Curve], plot: Plot, *, narrow: bool) -> None:
+    """Draw one metric of every arm against sparsity, without a legend."""
+    searches = list(dict.fromkeys(curve.search for curve in curves))
+    _scale(axes, curves, plot)
+    _x_axis(axes, curves, plot, narrow)
+    if len(searches) == 1:
+        _bracket(axes, curves, plot, searches[0])
+    if plot.claimed is not None:
+        at = x_of(plot.claimed)
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, max(right, at * 1.04))
+        label = f"claimed: {percent(plot.claimed)}"
+        axes.axvline(at, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label=label)
+    dense_keys = {curve.search.precision: curve for curve in curves if curve.arm == DENSE}
+    bottom, top = axes.get_ylim()
+    if plot.floor is not None and bottom <= plot.floor <= top:
+        axes.axhline(plot.floor, color=INK, linewidth=1.0, linestyle=":", label=_GENERAL[2])
+    for curve in dense_keys.values():
+        _dense(axes, curve.points[0], plot.verdicts.get(curve.search, {}))
+    arms = [curve for curve in curves if curve.arm != DENSE]
+    for index, curve in enumerate(arms):
+        _curve(axes, curve, plot, (index, len(arms)), searches)
+    axes.set_ylabel(plot.label)
 
 
 def _legend(
@@ -345,6 +352,16 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     heading = f"<title>{html.escape(title)}</title>"
     head, rest = svg.split(">", 1)
     return f'{head} role="img">{heading}{rest}'.strip()
+
+
+def alone(svg: str, *, dark: bool = False) -> bytes:
+    """A drawing as a file of its own: with the colours that report.html gives it, light or dark."""
+    css = (Path(__file__).parent / "files" / "report.css").read_text("utf-8")
+    colours = css.split("}")[0 if not dark else 1].split(":root {")[1]
+    own = f"{colours} color: var(--ink); background: var(--paper);"
+    head, rest = svg.split(">", 1)
+    style = f"<style>svg {{ {' '.join(own.split())} }} text {{ font-family: sans-serif; }}</style>"
+    return f"{head}>{style}{rest}\n".encode()
 
 
 def _slim(svg: str) -> str:

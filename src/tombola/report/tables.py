@@ -76,7 +76,10 @@ def verdict_table(summary: Mapping[str, Any]) -> str:
     )
     floor = (summary.get("floor") or {}).get(primary)
     least = [f"Floor of {primary}: training images instead of samples get {number(floor)}."]
-    lines = [*align_cells(table), *(least if floor is not None else []), "", headline(summary)]
+    star = ["* decides; the other lines are told beside it and decide nothing."]
+    starred = primary is not None and any({*found} - {primary} for found in arms.values())
+    lines = [*align_cells(table), *(star if starred and not several else [])]
+    lines += [*(least if floor is not None else []), "", headline(summary)]
     return "\n".join(map(printable, lines))
 
 

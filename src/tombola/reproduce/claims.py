@@ -111,7 +111,8 @@ def read(name: str) -> Reproduction:
 
 
 def _unfit(name: str, why: str) -> ConfigError:
-    return ConfigError(f"{name}.toml is not as a reproduction is written: {why}; mend the file")
+    name = name if name.endswith(".toml") else f"{name}.toml"
+    return ConfigError(f"{name} is not as a reproduction is written: {why}; mend the file")
 
 
 def _table(name: str) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _own_scales(name: str, table: Mapping[str, Any]) -> dict[str, Scale]:
         )
         if not searches:
             raise _unfit(name, f"{scale} has no commands")
-        rules = _rules(name, part.get("holds", table.get("holds", ())), len(searches))
+        rules = check_rules(name, part.get("holds", table.get("holds", ())), len(searches))
         hours = part.get("core_hours")
         found[scale] = Scale(scale, searches, rules, hours, part.get("note", ""))
     return found
@@ -155,7 +156,7 @@ def _borrowed(name: str, table: Mapping[str, Any]) -> dict[str, Scale]:
         own = table.get(scale, {})
         if odd := own.keys() - {"holds", "note"}:
             raise _unfit(name, f"{sorted(odd)[0]!r} is no key of {scale} beside of")
-        rules = _rules(name, own.get("holds", table.get("holds", ())), len(searches))
+        rules = check_rules(name, own.get("holds", table.get("holds", ())), len(searches))
         hours = [part.core_hours for part in parts]
         whole = None if None in hours else sum(h for h in hours if h is not None)
         notes = dict.fromkeys(filter(None, (own.get("note"), *(part.note for part in parts))))
@@ -163,10 +164,10 @@ def _borrowed(name: str, table: Mapping[str, Any]) -> dict[str, Scale]:
     return found
 
 
-def _rules(
+def check_rules(
     name: str, given: Sequence[Mapping[str, Any]], searches: int
 ) -> tuple[Mapping[str, Any], ...]:
-    """Rules that were checked; each is of one search, counted from 1."""
+    """Rules that were checked; each is of one search, counted from 1; ConfigError if odd."""
     for rule in given:
         kind = str(rule.get("rule"))
         if kind not in _ASKED:

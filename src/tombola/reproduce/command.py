@@ -10,14 +10,17 @@ from typing import Any
 
 from tombola import commands, travel
 from tombola.atomic import write_atomic
+from tombola.errors import ConfigError
 from tombola.parser import build_parser
-from tombola.reproduce import claims, pages
+from tombola.reproduce import claims, kept, pages
 from tombola.reproduce.claims import Reproduction, Scale, Search
 from tombola.reproduce.outcomes import BEGUN, NOT_RUN, Outcome, Rule, combine, words_of
 
 
 def do_reproduce(options: argparse.Namespace) -> int:
     """``tombola reproduce``."""
+    if options.kept is not None:
+        return _show_kept(options)
     if options.name is None:
         every = [claims.read(name) for name in claims.names()]
         wanted = [options.scale] if options.scale else claims.SCALES
@@ -40,6 +43,13 @@ def do_reproduce(options: argparse.Namespace) -> int:
         write_atomic(found.folder / "claims.json", pages.json_text(found.as_dict()).encode())
     commands.answer(options, found.as_dict(), text)
     return 1 if lost else 0
+
+
+def _show_kept(options: argparse.Namespace) -> int:
+    if not options.table or options.name or options.scale:
+        raise ConfigError("--kept goes with --table alone: tombola reproduce --table --kept DIR")
+    found = kept.judge_kept(Path(options.kept))
+    return commands.answer(options, [each.as_dict() for each in found], kept.kept_text(found))
 
 
 def parse_search(search: Search, data_dir: str | None = None) -> argparse.Namespace:

@@ -10,12 +10,6 @@ from tombola.report.families import families_of, merged
 from tombola.report.folder import read_folder, write_file
 from tombola.report.tables import metric_label
 
-_LIGHT = (
-    "svg { --paper: #fff; --rule: #dfe2e0; color: #1d2327; background: #fff; } "
-    "text { font-family: sans-serif; }"
-)
-"""What report.html gives a drawing that stands in it; colours of series are in report.css."""
-
 
 def draw_first(search: Path, claimed: float | None, out: Path) -> bool:
     """Draw the primary metric of a search, the claimed sparsity marked; whether there was any."""
@@ -37,8 +31,5 @@ def draw_first(search: Path, claimed: float | None, out: Path) -> bool:
         claimed=claimed,
     )
     svg = plots.draw(merged(curves, families), plot, narrow=False)
-    css = (Path(plots.__file__).parent / "files" / "report.css").read_text("utf-8")
-    colours = css[: css.index("}") + 1]
-    head, rest = svg.split(">", 1)
-    write_file(out, f"{head}><style>{colours} {_LIGHT}</style>{rest}\n".encode())
+    write_file(out, plots.alone(svg))
     return True

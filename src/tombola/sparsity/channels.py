@@ -222,7 +222,10 @@ class _Reader:
         if not shape:
             return
         if int(positions.max()) >= shape[dim]:
-            raise _CannotError(f"{tensor} has {shape[dim]} places, fewer than its channels need")
+            raise _CannotError(
+                f"{tensor} has {shape[dim]} places, fewer than its channels need: what comes "
+                "between takes a fixed part of them; in a view write -1 or x.shape for a number"
+            )
         place = Slice(name, dim, shape[dim], positions)
         had = self.slices.setdefault((name, dim), place)
         if had is not place and not torch.equal(had.positions, positions):

@@ -5,6 +5,7 @@ Its answers are not believed: ``channels.py`` has each of them proven.
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -103,14 +104,26 @@ def trace(network: str, bare: nn.Module, inputs: Inputs) -> Any:
     except Exception as error:
         text = (str(error).strip() or "no message").splitlines()[0]
         raise ConfigError(
-            f"network {network!r} cannot be followed channel by channel "
-            f"({type(error).__name__}: {text}); prune the others, or single weights"
+            f"network {network!r} cannot be followed channel by channel{_where(error, bare)} "
+            f"({type(error).__name__}: {text}); where forward() has a width as a number, take it "
+            "from x.shape; or prune the others, or single weights"
         ) from error
     graph.meter = _Meter()
     for node in graph.module2node.values():
         for dep in node.dependencies:
             dep.index_mapping = _Metered(dep.index_mapping, graph.meter)
     return graph
+
+
+def _where(error: BaseException, bare: nn.Module) -> str:
+    """`` at layer 'main.0'``: the innermost that the error's frames know of; empty if none."""
+    names = {id(module): name for name, module in bare.named_modules() if name}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for local in (*frame.f_locals.values(),):
+            node = type(local).__module__.startswith("torch_pruning.")  # torch-pruning's of a layer
+            found = names.get(id(getattr(local, "module", None) if node else local), found)
+    return f" at layer {found!r}" if found else ""
 
 
 def _ends(made: Any) -> list[Tensor]:
