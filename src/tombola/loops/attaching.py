@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, UserError
 from tombola.loops import averages, listening, orders
 from tombola.loops.book import TICKET
-from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock, Stopped
 from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
@@ -34,6 +33,7 @@ from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
 from tombola.sparsity.masks import Masks, prunable
+from tombola.sparsity.tensorfile import state_hash
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
 from tombola.training.starting import Start
