@@ -32,8 +32,8 @@ from tombola.loops.ending import Ending
 from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
+from tombola.runtime import state_hash
 from tombola.sparsity.masks import Masks, prunable
-from tombola.sparsity.tensorfile import state_hash
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights
 from tombola.training.starting import Start

@@ -33,7 +33,7 @@ from tombola.loops.bytecode import (
     short_hash,
 )
 from tombola.registry import code_sha256, is_library
-from tombola.sparsity.tensorfile import tensor_hash
+from tombola.runtime import tensor_hash
 
 OPAQUE = "?"
 """Stands first in what is told of a thing that cannot be told again."""

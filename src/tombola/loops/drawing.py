@@ -39,9 +39,8 @@ from tombola.loops.options import (
 from tombola.loops.rounds import make_rounds
 from tombola.runs.lock import locked
 from tombola.runs.results import read_results
-from tombola.runtime import generators_as_found, seed_everything
+from tombola.runtime import generators_as_found, seed_everything, state_hash
 from tombola.sparsity.hold import Hold
-from tombola.sparsity.tensorfile import state_hash
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights
 from tombola.training.trainer import named_state

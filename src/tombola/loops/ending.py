@@ -18,9 +18,9 @@ from tombola.loops.clock import Clock
 from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
+from tombola.runtime import state_hash
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.tensorfile import state_hash
 from tombola.training.checkpoint import save_weights
 from tombola.training.trainer import named_state
 

@@ -18,8 +18,8 @@ from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.capture import captured, opaque, structure
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS
+from tombola.runtime import state_hash
 from tombola.sparsity.masks import prunable
-from tombola.sparsity.tensorfile import state_hash
 from tombola.values import coerce, decimal_fraction, split_networks
 
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError, DivergedError, UserError
-from tombola.runtime import Runtime, rng, seed_everything
+from tombola.runtime import Runtime, rng, seed_everything, state_hash
 from tombola.sparsity.cost import count_macs
 from tombola.sparsity.guard import Guard
 from tombola.sparsity.names import plain_parameters
-from tombola.sparsity.tensorfile import state_hash
 from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.keeping import ELEMENTWISE
 from tombola.training.trainer import Settings, Trainer

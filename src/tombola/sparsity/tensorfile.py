@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,18 +105,3 @@ def _as_stored(buffer: Tensor, header: Header, name: str, key: str) -> Tensor:
         return plain.reshape(entry.shape)
     check_pairs(header.path, name, entry.dtype, entry.shape)
     return torch.view_as_complex(plain.reshape(entry.shape))
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """Eight hex digits of a tensor's type, shape and content."""
-    flat = tensor.detach().to("cpu").reshape(-1).contiguous()
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()[:8]
-
-
-def state_hash(state: Mapping[str, Tensor]) -> str:
-    """Sixteen hex digits of tensors by name."""
-    return hashlib.sha256(
-        repr(sorted((name, tensor_hash(value)) for name, value in state.items())).encode()
-    ).hexdigest()[:16]
