@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import functools
+import os
 import runpy
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +123,62 @@ def test_a_global_is_told_wherever_it_is_read(monkeypatch, function):
     assert (before[path], told(function)[path]) == ("0.5", "0.25")
 
 
+@functools.cache
+def kept():
+    return RATE
+
+
+def by_argument(path):
+    import sys
+
+    return float(sys.argv[1]), path
+
+
+def by_parser():
+    return argparse.ArgumentParser().parse_args()
+
+
+def by_environment():
+    return os.environ["TOMBOLA_TEST_RATE"], os.environ.get("HOME")
+
+
+def by_module():
+    return by_argument(own)
+
+
+own = types.ModuleType("own_of_test_capture")
+own.__file__ = __file__  # a file of the user's
+
+
+@pytest.mark.parametrize(
+    ("function", "path", "change"),
+    [
+        (lambda: kept(), "kept.wrapped.RATE", lambda p: p.setitem(globals(), "RATE", 0.25)),
+        (by_argument, "argv", lambda p: p.setattr(sys, "argv", ["train.py", "0.25"])),
+        (by_parser, "argv", lambda p: p.setattr(sys, "argv", ["train.py", "0.25"])),
+        (
+            by_environment,
+            "environ.TOMBOLA_TEST_RATE",
+            lambda p: p.setenv("TOMBOLA_TEST_RATE", "0.25"),
+        ),
+        (by_module, "own.rate", lambda p: p.setattr(own, "rate", 0.25)),
+    ],
+)
+def test_what_is_asked_of_the_process_a_cache_or_a_module_is_told(
+    monkeypatch, function, path, change
+):
+    monkeypatch.setattr(own, "rate", 0.5, raising=False)
+    monkeypatch.setattr(sys, "argv", ["elsewhere/train.py", "0.5"])
+    monkeypatch.setenv("TOMBOLA_TEST_RATE", "0.5")
+    before = told(function)
+    monkeypatch.setattr(sys, "argv", ["train.py", "0.5"])
+    monkeypatch.setenv("TOMBOLA_TEST_OTHER", "0.5")
+    assert told(function) == before
+    assert not opaque(before)
+    change(monkeypatch)
+    assert changed(before, told(function)) == {f"train.{path}"}
+
+
 def test_comments_and_descriptions_are_not_told_but_code_is():
     spaces = [{} for _ in range(3)]
     for space, text in zip(
@@ -145,6 +204,11 @@ def test_comments_and_descriptions_are_not_told_but_code_is():
 def test_what_has_no_value_is_opaque(value):
     assert opaque(told(closure([1, value])))
     assert opaque(told(Job(value)))[0].startswith("train.value (")
+
+
+def test_code_that_reads_what_it_likes_is_opaque():
+    assert opaque(told(lambda: globals()["RATE"])) == ["train.globals() (reads what it likes)"]
+    assert not opaque(told(lambda net: net.eval()))
 
 
 def test_what_is_known_is_called_by_its_name_and_cycles_end():

@@ -231,6 +231,45 @@ def test_weights_that_are_changed_before_the_first_step_are_an_error():
         late(nets)
 
 
+@pytest.mark.parametrize("rewound", [False, True])
+def test_weights_that_are_jittered_and_put_back_or_clipped_are_the_given_ones(rewound):
+    net = nn.Linear(8, 4)
+    ones, optimizer = torch.ones(1, 8), SGD(net.parameters(), 0.1)
+
+    def step(noise=0.0, back=True, bound=9.0):
+        old = [leaf.detach().clone() for leaf in net.parameters()]
+        with torch.no_grad():
+            for leaf in net.parameters():
+                leaf.add_(noise * torch.randn_like(leaf)).clamp_(-bound, bound)
+        net(ones).sum().backward()
+        with torch.no_grad():
+            for leaf, value in zip(net.parameters(), old, strict=True):
+                leaf.copy_(value) if back else None
+        optimizer.step()
+
+    def halve_by_hand(clock):  # a loop without an optimizer, whose start can be seen only once
+        with torch.no_grad():
+            net.weight.mul_(0.5)
+            net(ones)
+        clock.apply()
+
+    for good in ({"noise": 0.1}, {"bound": 0.1, "back": False}):
+        with Clock({"net": net}, rewound=rewound) as clock:
+            step(**good)
+        assert clock.steps == 1
+        nn.init.normal_(net.weight)
+    wrong = (
+        lambda _: step(noise=0.1, back=False),
+        lambda _: step(bound=0.0, back=False),
+        halve_by_hand,
+    )
+    for bad in wrong:
+        nn.init.normal_(net.weight)
+        refused = pytest.raises(tombola.ConfigError, match="before the first step the weights were")
+        with refused, Clock({"net": net}, rewound=rewound) as clock:
+            bad(clock)
+
+
 @pytest.mark.parametrize("total", [1, 2, 5])
 def test_a_loop_without_an_end_is_stopped_through_except_exception(total):
     networks, after = pair(), []

@@ -14,7 +14,7 @@ from tombola.config import build
 from tombola.errors import ConfigError
 from tombola.loops.earlier import meaning_of
 from tombola.recipes.setting import make_task
-from tombola.registry import code_files, code_sha256, file_sha256, is_library
+from tombola.registry import CRITERIA, code_files, code_sha256, file_sha256, is_library
 
 
 @pytest.fixture
@@ -62,6 +62,16 @@ def test_modules_on_the_path_that_are_no_librarys_count_too(folder, tmp_path_fac
     (other / "gone.py").write_text("")
     monkeypatch.syspath_prepend(other)
     assert code_files(folder / "task.py")["gone"] == other / "gone.py"
+
+
+def test_a_copy_of_a_file_elsewhere_is_another_module(tmp_path):
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text("def score(): return __file__\n")
+        found.append(CRITERIA.load(f"{tmp_path / name / 'own.py'}:score"))
+        assert CRITERIA.load(f"{tmp_path / name / 'own.py'}:score") is found[-1]
+    assert [made() for made in found] == [str(tmp_path / n / "own.py") for n in ("a", "b")]
 
 
 def test_what_a_file_means_leaves_comments_and_descriptions_out(tmp_path):

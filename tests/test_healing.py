@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import in_process
 import tombola
@@ -292,6 +293,47 @@ def test_every_file_in_a_store_has_a_checksum(base):
         for path in store.path(name).iterdir():
             if path.name != "run.json" and "sha256" not in told[path.name]:
                 assert container.read_header(path).sha256, path
+
+
+@pytest.mark.slow
+def test_every_kind_of_file_of_a_search_of_one_s_own_training_is_mended(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    data = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+
+    def train():
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            (net(data) - data).square().mean().backward()
+            optimizer.step()
+
+    def draw(out, rounds=1):
+        notes = []
+        tombola.draw(
+            train, {"net": net}, steps=6, rewind="2it", rounds=rounds, rate="0.5", out=out,
+            judge=lambda: {"loss": float((net(data) - data).square().mean())}, better="lower",
+            sample=lambda: torch.zeros(4, 1, 8, 8), tell=notes.append,
+        )  # fmt: skip
+        return notes
+
+    draw(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    draw(tmp_path / "two", 2)
+    whole = results(tmp_path / "two")
+    stored = [where for where in files(tmp_path / "one") if where.startswith("store")]
+    kinds = {Path(where).name: where for where in stored}
+    assert kinds.keys() == {
+        "run.json", "final.safetensors", "rewind.safetensors", "start.safetensors",
+        "ticket.safetensors", "grid.png",
+    }  # fmt: skip
+    for index, where in enumerate(kinds.values()):
+        out, kind = tmp_path / str(index), KINDS[index % 5]
+        shutil.copytree(tmp_path / "one", out)
+        damage(out / where, kind, random.Random(where))
+        notes = draw(out, 2)
+        assert results(out) == whole, (where, kind)
+        told = [note for note in notes if "made again, with the same results: " in note]
+        assert len(told) == 1 or (not told and kind in ("flip", "zeros")), (where, kind)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Right or refused, never silent: what people do to a search, in every way of searching.
 
-``find`` trains a task whose turns and start weights are Tombola's, so that an optimizer cannot join
-late; its row is in ``test_code_files.py``, and the counting itself in ``test_clock.py``.
+``draw`` and ``run`` share a loop, which ``run`` finds by ``attach``: by itself ``attach`` keeps no
+search that could be mistaken for another. ``find`` has a table of its own; there an optimizer
+cannot join late: the trainer makes one for each turn before step 0 and takes every turn in every
+step, so a turn that is to wait has a loss of zero until then and is counted all the same.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import runpy
 import shlex
@@ -119,6 +122,76 @@ def test_an_edited_neighbour_is_another_search(once):
     once()
     said = once(scale=0.5)
     assert "loss_of.code" in said or "neighbour_by_run" in said
+
+
+TASK = """
+import torch, tombola
+from {neighbour} import decode
+class AE(tombola.Task):
+    family, size, channels, batch_size = "autoencoder", 8, 1, 8
+    presets = {{"quick": {{"steps": 4}}}}
+    learning_rate: float = 0.01
+    def networks(self, shape):
+        own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+        own.load_state_dict(torch.load("given.pt"))
+        decoder = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Unflatten(1, shape))
+        return {{"encoder": own, "decoder": decoder}}
+    def loss(self, turn, nets, images):
+        {first}
+        return (self.reconstruct(nets, images) - images).square().mean()
+    def reconstruct(self, nets, images):
+        return decode(nets["decoder"](nets["encoder"](images)))
+"""
+FIND = "--data digits --rounds 1 --rate 0.5 --seeds 1 --rewind 1it --controls none --workers 1"
+FIND += " --threads 1 --set judge.downstream=none --set judge.steps=1"
+
+
+@pytest.fixture
+def find(tmp_path, monkeypatch, capsys):
+    """One call of ``tombola find``: what it said in error, else (trained, values of its table)."""
+    in_process.use(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(out="out", first="pass", weight=0.5, scale=1.0, options=""):
+        given = {"1.weight": weight * torch.eye(4, 64), "1.bias": torch.zeros(4)}
+        torch.save(given, tmp_path / "given.pt")
+        (tmp_path / "beside_found.py").write_text(f"def decode(x): return {scale} * x\n")
+        (tmp_path / "task.py").write_text(TASK.format(first=first, neighbour="beside_found"))
+        words = [*shlex.split(f"find task.py:AE {FIND} --out {out} {options}")]
+        if cli.main(words):
+            (line,) = [e for e in capsys.readouterr().err.splitlines() if e[:5] == "error"]
+            return line
+        with (tmp_path / out / "results.csv").open() as file:
+            values = [row["value"] for row in csv.DictReader(file)]
+        return json.loads((tmp_path / out / "summary.json").read_text())["runs"]["trained"], values
+
+    with in_process.Restored():
+        yield call
+
+
+def test_find_does_the_same_again_once(find):
+    (first, values), again = find(), find()
+    assert (first, again) == (2, (0, values))
+
+
+def test_find_refuses_weights_that_the_loss_draws_itself(find):
+    line = find(first='torch.nn.init.normal_(nets["decoder"][0].weight)')
+    assert "the weights were changed (decoder.0.weight)" in line
+
+
+def test_find_refuses_other_arguments_in_the_same_folder(find):
+    find()
+    assert "learning_rate 0.01 -> 0.02" in find(options="--set task.learning_rate=0.02")
+
+
+@pytest.mark.parametrize("change", [{"weight": 0.25}, {"scale": 0.5}])
+def test_find_trains_anew_from_other_given_weights_or_by_an_edited_neighbour(find, change):
+    _, before = find()
+    trained, values = find(**change)
+    assert trained == 2
+    assert values != before
+    assert find("fresh", **change) == (2, values)
 
 
 def test_trainings_of_find_that_gave_the_same_numbers_are_told():

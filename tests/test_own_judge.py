@@ -147,6 +147,29 @@ def test_functions_modules_and_what_makes_them(file, name):
     assert features[1].tolist() == pytest.approx([-0.6, -0.6, -0.6, 1.0])
 
 
+def test_weights_that_a_module_reads_elsewhere_are_in_its_hash(file):
+    weights = file.with_name("weights.pt")
+    file.write_text(
+        "import torch\nclass Own(torch.nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 4))\n"
+        f"        self.load_state_dict(torch.load({str(weights)!r}))\n"
+        "class Drawn(torch.nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 4))\n"
+    )
+
+    def tried(weight, name="Own"):
+        torch.save({"1.weight": torch.full((4, 64), weight), "1.bias": torch.zeros(4)}, weights)
+        return try_own_judge(f"{file}:{name}", factorial(0, 255))["sha256"]
+
+    one, other = tried(0.5), tried(0.25)
+    assert one == tried(0.5)
+    assert one != other
+    assert own_judge(f"{file}:Own", 4, sha256=one).sha256 == f"{one}:Own"
+    for spec, sha256 in ((f"{file}:Own", other), (f"{file}:Drawn", tried(0.5, "Drawn"))):
+        with pytest.raises(ConfigError, match="not the one that was tried before the search"):
+            own_judge(spec, 4, sha256=sha256)
+
+
 REFUSED = {
     "number": "is a int, which cannot be called",
     "fails": "failed: RuntimeError: no weights; it is",

@@ -214,6 +214,29 @@ def test_an_edited_comment_is_no_other_script_and_an_edited_line_may_be_said_to_
     assert run(f"--rounds 3 {words}", script) == 0  # as it was then
 
 
+def test_excluded_layers_are_left_alone_and_another_list_is_another_search(here, capsys):
+    script = tiny(here)
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    assert run(f"{words} --exclude last", script) == 0
+    masks = tombola.load("out/tickets/seed0-round01.safetensors").masks
+    assert list(masks) == ["network.0.weight"]
+    assert int(masks["network.0.weight"].sum()) == 32  # of 64
+    assert run(f"{words} --exclude first", script) == 2
+    assert "exclude: ['last'] -> ['first']" in said(capsys)
+
+
+@pytest.mark.parametrize("word", ["rate.yaml", "--config=rate.yaml"])
+def test_an_edited_file_of_settings_is_another_search(here, capsys, word):
+    script, settings = tiny(here), here / "rate.yaml"
+    words = "--rounds 1 --rate 0.5 --rewind 2it --controls none --out out"
+    settings.write_text("rate: 0.1\n")
+    assert run(words, script, word) == 0
+    assert run(words, script, word) == 0
+    settings.write_text("rate: 0.2\n")
+    assert run(words, script, word) == 2
+    assert f"files: {word} edited since" in said(capsys)
+
+
 RESUMED = """
 import os
 place = os.path.join(__import__("sys").argv[1], "last.pt")

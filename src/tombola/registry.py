@@ -233,11 +233,13 @@ def _top_level_names(tree: ast.Module) -> set[str]:
 
 
 def _import_file(path: Path, noun: str) -> ModuleType:
-    """Run a user's file once per content; its errors become one line that names the file.
+    """Run a user's file once per place and content; its errors become one line that names it.
 
     Its own modules are imported anew with it, if one was edited since they were.
     """
-    module_name = f"tombola_user_{code_sha256(path)[:16]}"
+    # A copy elsewhere may read other files beside it.
+    told = f"{path.resolve()}\n{code_sha256(path)}".encode("utf-8", "surrogateescape")
+    module_name = f"tombola_user_{hashlib.sha256(told).hexdigest()[:16]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

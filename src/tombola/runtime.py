@@ -1,15 +1,16 @@
-"""Device, precision, threads, and randomness as a function of (seed, purpose, step)."""
+"""Device, precision, threads, randomness by (seed, purpose, step), and hashes of tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tombola.errors import ConfigError
 
@@ -100,3 +101,18 @@ def resolve_device(name: str) -> torch.device:
                 "use --device cpu or auto"
             )
     return device
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Eight hex digits of a tensor's type, shape and content."""
+    flat = tensor.detach().to("cpu").reshape(-1).contiguous()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()[:8]
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits of tensors by name."""
+    return hashlib.sha256(
+        repr(sorted((name, tensor_hash(value)) for name, value in state.items())).encode()
+    ).hexdigest()[:16]

@@ -230,7 +230,8 @@ def open_judge(
     if spec is None:
         return None
     if spec["source"] == "file":
-        return own_judge(str(path), spec["dimensions"], device=device)
+        dimensions, sha256 = spec["dimensions"], spec["sha256"]
+        return own_judge(str(path), dimensions, sha256=sha256, device=device)
     if spec["source"] == "inception":
         found = find_inception()
         assert found is not None

@@ -66,7 +66,8 @@ def request_of(
     task = _task_name(name, words)
     files = files_of(words)
     for path in files.values():
-        check_records(path)
+        if path.suffix == ".py":
+            check_records(path)
     facts = Facts(
         task=task,
         networks=prune.networks[0],

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, UserError
 from tombola.loops import averages, listening, orders
 from tombola.loops.book import TICKET
-from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock, Stopped
 from tombola.loops.draws import leaves, permute
 from tombola.loops.ending import Ending
 from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
+from tombola.runtime import state_hash
 from tombola.sparsity.masks import Masks, prunable
 from tombola.sparsity.tickets import load_ticket
 from tombola.training.checkpoint import save_weights

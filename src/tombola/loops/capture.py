@@ -1,19 +1,19 @@
 """What decides what a function does? Its code, what is bound to it, and what it reads.
 
 Taken in: arguments that are bound, cells, a method's object, globals and the functions among them,
-down to plain values and contents; of libraries only names, as their versions are recorded and do
-not name a search. What has no value that can be told again (an open file, a generator) is opaque:
-whoever asks must not take it for the same.
+down to plain values and contents, and what code asks of the command line and the environment; of
+libraries only names, as their versions are recorded and do not name a search. What has no value
+that can be told again (an open file, a generator) is opaque: whoever asks must not take it for the
+same.
 """
 
 from __future__ import annotations
 
 import builtins
-import dis
 import enum
 import functools
-import hashlib
 import importlib.util
+import os
 import sys
 import types
 from collections import deque
@@ -25,7 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.loops.bytecode import (
+    asked_of_process,
+    code_word,
+    imports_of,
+    names_read,
+    short_hash,
+)
 from tombola.registry import code_sha256, is_library
+from tombola.runtime import tensor_hash
 
 OPAQUE = "?"
 """Stands first in what is told of a thing that cannot be told again."""
@@ -38,6 +46,8 @@ Told = Mapping[str, Any]
 _PLAIN = (bool, int, float, type(None))
 _METHODS = (types.FunctionType, property, staticmethod, classmethod)
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
+_ANYTHING = ("globals", "eval", "exec")
+"""Builtins whose reading is not told by the code that calls them."""
 
 
 def captured(roots: Mapping[str, Any], known: Mapping[int, str]) -> dict[str, Any]:
@@ -84,21 +94,6 @@ def below(path: str, places: frozenset[str] | set[str]) -> bool:
     return any(path[:end] in places for end in _ends(path))
 
 
-def tensor_hash(tensor: Tensor) -> str:
-    """Eight hex digits of a tensor's type, shape and content."""
-    flat = tensor.detach().to("cpu").reshape(-1).contiguous()
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()[:8]
-
-
-def state_hash(state: Mapping[str, Tensor]) -> str:
-    """Sixteen hex digits of tensors by name."""
-    return hashlib.sha256(
-        repr(sorted((name, tensor_hash(value)) for name, value in state.items())).encode()
-    ).hexdigest()[:16]
-
-
 def _ends(path: str) -> Iterator[int]:
     yield from (at for at, letter in enumerate(path) if letter == ".")
     yield len(path)
@@ -108,14 +103,10 @@ def _is_opaque(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(OPAQUE)
 
 
-def _hash(text: str | bytes) -> str:
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
-
-
 def _fold(told: Told) -> str:
     """Many values as one; opaque if one of them is."""
     odd = next((value for value in told.values() if _is_opaque(value)), None)
-    return odd or _hash(repr(sorted(told.items())))
+    return odd or short_hash(repr(sorted(told.items())))
 
 
 class _Walk:
@@ -190,6 +181,8 @@ class _Walk:
             self._container(path, value)
         elif isinstance(value, nn.Module):
             self._folded(path, "module", lambda walk: walk._object("of", value))
+        elif isinstance(value, types.ModuleType):
+            self._module(path, value)
         else:
             self._object(path, value)
 
@@ -231,7 +224,7 @@ class _Walk:
     def _function(self, path: str, function: types.FunctionType) -> None:
         own = not is_library(function.__code__.co_filename)
         if own:
-            self.told[f"{path}.code"] = _code_word(function)
+            self.told[f"{path}.code"] = code_word(function)
             self._reads(path, function)
             for place, each in enumerate(function.__defaults__ or ()):
                 self.take(f"{path}.default{place}", each)
@@ -249,16 +242,28 @@ class _Walk:
 
     def _reads(self, path: str, function: types.FunctionType) -> None:
         """The globals that a function reads, or a function within it does."""
-        for name, attributes in _names_read(function.__code__):
-            if name in function.__globals__:
+        for name, attributes in names_read(function.__code__):
+            if name in _ANYTHING and name not in function.__globals__:
+                self.told[f"{path}.{name}()"] = f"{OPAQUE} reads what it likes"
+            elif name in function.__globals__:
                 place, value = _read(f"{path}.{name}", function.__globals__[name], attributes)
                 if place not in self._places:  # whose attributes are read is read once
                     self._places.add(place)
                     self.take(place, value)
             elif not hasattr(builtins, name):
                 self.told[f"{path}.{name}"] = "not there yet"
-        for name in _imports_of(function.__code__):
+        for name in imports_of(function.__code__):
             self.told[f"{path}.import {name}"] = _module_word(name)
+        for name, value in asked_of_process(function.__code__).items():
+            self.take(f"{path}.{name}", value)
+
+    def _module(self, path: str, module: types.ModuleType) -> None:
+        """A module that is handed on whole: its code, and the plain values that it has now."""
+        self.told[path] = _module_word(module.__name__)
+        if not _of_library(module):
+            for name, value in sorted(vars(module).items()):
+                if isinstance(value, (*_PLAIN, str)) and not name.startswith("__"):
+                    self.take(f"{path}.{name}", value)
 
     def _class(self, path: str, kind: type) -> None:
         module = sys.modules.get(kind.__module__)
@@ -278,6 +283,8 @@ class _Walk:
         made = value.__reduce_ex__(4)
         if isinstance(made, str):
             self.told[path] = f"{type(value).__name__} {made}"
+            if hasattr(value, "__wrapped__"):  # functools.cache
+                self.take(f"{path}.wrapped", value.__wrapped__)
             return
         _, arguments, state, items, pairs = (*made, None, None, None)[:5]
         self.take(f"{path}.class", type(value))
@@ -306,11 +313,11 @@ def _word(value: Any) -> str | None:
     """A value in a word; None for what is made of others."""
     name = type(value).__name__
     if isinstance(value, str | bytes):
-        return f"{name} {_hash(value)}"
+        return f"{name} {short_hash(value)}"
     if isinstance(value, enum.Enum):
         return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, PurePath):
-        return f"path {_hash(str(value))}"
+        return f"path {short_hash(str(value))}"
     if isinstance(value, torch.dtype | torch.device | torch.Size | complex):
         return repr(value)
     if isinstance(value, Tensor):
@@ -319,10 +326,8 @@ def _word(value: Any) -> str | None:
         return f"{name} {tensor_hash(value.get_state())}"
     if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
         array = np.ascontiguousarray(value)
-        return f"{name} {array.dtype} {array.shape} {_hash(array.tobytes())}"
-    if isinstance(value, types.ModuleType):
-        return _module_word(value.__name__)
-    return None
+        return f"{name} {array.dtype} {array.shape} {short_hash(array.tobytes())}"
+    return "environ" if value is os.environ else None
 
 
 def _module_word(name: str) -> str:
@@ -343,53 +348,3 @@ def _module_word(name: str) -> str:
 def _of_library(module: types.ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     return file is None or is_library(file)
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for part in code.co_consts:
-        if isinstance(part, types.CodeType):
-            yield from _codes(part)
-
-
-def _names_read(code: types.CodeType) -> list[tuple[str, tuple[str, ...]]]:
-    """Global names in order, each with the attributes that are read of it at once."""
-    found: dict[tuple[str, tuple[str, ...]], None] = {}
-    for part in _codes(code):
-        name, attributes = "", []
-        for step in [*dis.get_instructions(part), None]:
-            if step is not None and name and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                attributes.append(str(step.argval))
-                continue
-            if name:
-                found[name, tuple(attributes)] = None
-            reads = step is not None and step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-            name, attributes = (str(step.argval) if step and reads else ""), []
-    return list(found)
-
-
-def _imports_of(code: types.CodeType) -> list[str]:
-    """Modules that are imported within a function."""
-    steps = (step for part in _codes(code) for step in dis.get_instructions(part))
-    return sorted({str(step.argval) for step in steps if step.opname == "IMPORT_NAME"})
-
-
-def _code_word(function: types.FunctionType) -> str:
-    """What a function does, without its comments and its own description."""
-    code = function.__code__
-    if function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,):
-        code = code.replace(co_consts=(None, *code.co_consts[1:]))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return f"{_hash(repr(_code_parts(code)))} of Python {version}"
-
-
-def _code_parts(code: types.CodeType) -> tuple[Any, ...]:
-    constants = tuple(
-        _code_parts(each)
-        if isinstance(each, types.CodeType)
-        else (type(each).__name__, sorted(map(repr, each)) if isinstance(each, frozenset) else each)
-        for each in code.co_consts
-    )
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    return code.co_code, code.co_exceptiontable, constants, names, counts

@@ -202,6 +202,8 @@ class Clock:
         if self._ours:
             self.hold(names)
             return
+        if self._start is not None and self._start.moved:
+            self._start.check()
         self._forget_start()  # the weights have been changed already
         self._turn_begins(names, names)
         self.hold(names)

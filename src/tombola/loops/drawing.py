@@ -20,7 +20,7 @@ from tombola.engine.search import Result, absent, gone_if_refused
 from tombola.errors import ConfigError, TicketError
 from tombola.loops import averages
 from tombola.loops.book import FINAL, GRID, REWIND, TICKET, Book, Round
-from tombola.loops.capture import changed, state_hash
+from tombola.loops.capture import changed
 from tombola.loops.clock import Clock
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config
@@ -39,7 +39,7 @@ from tombola.loops.options import (
 from tombola.loops.rounds import make_rounds
 from tombola.runs.lock import locked
 from tombola.runs.results import read_results
-from tombola.runtime import generators_as_found, seed_everything
+from tombola.runtime import generators_as_found, seed_everything, state_hash
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
-from tombola.loops.capture import state_hash
 from tombola.loops.clock import Clock
 from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
 from tombola.runs.store import write_json
+from tombola.runtime import state_hash
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
 from tombola.training.checkpoint import save_weights

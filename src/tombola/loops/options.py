@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import nn
 
 from tombola.config import MOST
 from tombola.errors import ConfigError, unknown
 from tombola.limits import ascending, distinct, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
-from tombola.loops.capture import captured, opaque, state_hash, structure
+from tombola.loops.capture import captured, opaque, structure
 from tombola.loops.modules import Modules
 from tombola.recipes.setting import MAX_STEPS
+from tombola.runtime import state_hash
 from tombola.sparsity.masks import prunable
 from tombola.values import coerce, decimal_fraction, split_networks
 
@@ -156,6 +158,8 @@ def given_of(train: Callable[..., Any], modules: Modules, chosen: Options) -> di
     for name, network in modules.networks.items():
         found |= {f"{name}.{key}": value for key, value in structure(network).items()}
     found["start"] = f"weights {state_hash(modules.came)}"
+    if torch.get_default_dtype() != torch.float32:
+        found["default dtype"] = repr(torch.get_default_dtype())
     return found
 
 

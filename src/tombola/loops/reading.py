@@ -14,18 +14,26 @@ from tombola.errors import ConfigError
 from tombola.metrics.rules import rule_of
 from tombola.registry import code_files
 
+CONFIGS = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf")
+"""How the names of files end that a script is told its settings by."""
+
 
 def files_of(words: Sequence[str]) -> dict[str, Path]:
-    """Python files of a command by their words, and the own modules that they import by name.
+    """Files of a command by their words, and the own modules that its Python files import by name.
 
-    A module after ``-m`` is one of them, if it lies in a folder on Python's path that is no
-    library's. ConfigError for a file that is not there.
+    Python files; a module after ``-m``, if it lies in a folder on Python's path that is no
+    library's; files of settings that are there. ConfigError for a script that is not.
     """
     found: dict[str, Path] = {}
     for word, before in zip(words, ("", *words), strict=False):
         path = Path(word)
         if before == "-m":
             path = _module(word)
+        elif word.endswith(CONFIGS):
+            path = Path(word.rpartition("=")[2])  # also --config=FILE
+            if path.is_file():
+                found[word] = path
+            continue
         elif not word.endswith(".py"):
             continue
         elif not path.is_file():

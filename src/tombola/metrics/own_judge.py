@@ -17,20 +17,31 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import Judge
 from tombola.registry import FEATURES, code_sha256, split_file_spec
+from tombola.runtime import state_hash
+from tombola.values import content_hash
 
 TRIED = 8
 """Images on which a network is tried before anything else is done."""
 
 
-def own_judge(spec: str, dimensions: int, *, device: str | torch.device = "cpu") -> Judge:
+def own_judge(
+    spec: str, dimensions: int, *, sha256: str = "", device: str | torch.device = "cpu"
+) -> Judge:
     """The judge behind ``path/to/file.py:NAME``, whose features are of so many dimensions.
 
-    Its name, and so that of its metrics, has the file's hash: fcd-<NAME>-<first 8 digits>.
-    ConfigError for a file that cannot be run, and later for features that are not as they must be.
+    Its name, and so that of its metrics, has its hash: fcd-<NAME>-<first 8 digits>. ConfigError for
+    a file that cannot be run, for another hash than ``sha256`` if that is given, and later for
+    features that are not as they must be.
     """
     network = _network(spec, device)
-    path, name = split_file_spec(spec)
-    sha256 = code_sha256(path)
+    name, found = split_file_spec(spec)[1], _sha256(spec, network)
+    if sha256 not in ("", found):
+        raise _bad(
+            spec,
+            "is not the one that was tried before the search: its file was edited since, or its "
+            "weights are drawn without a seed",
+        )
+    sha256 = found
 
     def see(images: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
         features, logits = _called(spec, network, images, device)
@@ -60,9 +71,17 @@ def try_own_judge(spec: str, images: Tensor) -> dict[str, Any]:
         raise _bad(
             spec, "gave an image other features when it stood alone; no statistics of the batch"
         )
-    path, name = split_file_spec(spec)
-    sha256 = code_sha256(path)
+    name, sha256 = split_file_spec(spec)[1], _sha256(spec, network)
     return {"source": "file", "name": name, "sha256": sha256, "dimensions": features.shape[1]}
+
+
+def _sha256(spec: str, network: Callable[[Tensor], Any]) -> str:
+    """What tells a judge from any other: its file's hash; of a module with tensors, theirs too."""
+    sha256 = code_sha256(split_file_spec(spec)[0])
+    if not isinstance(network, nn.Module):
+        return sha256
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return content_hash([sha256, state_hash(tensors)]) if tensors else sha256
 
 
 def _network(spec: str, device: str | torch.device) -> Callable[[Tensor], Any]:

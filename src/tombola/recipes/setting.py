@@ -22,6 +22,7 @@ from tombola.recipes.trial import (
     Work,
     check_products,
     first_line,
+    given_weights,
     task_options,
     thinner,
     try_task,
@@ -80,7 +81,8 @@ class Setting:
     """The same of the network that says what images are of; None without labels, or not asked."""
     watched: tuple[tuple[str, ...], ...] = ()
     """Shares of channels that early-bird seeks in one training each, as they came to the folder."""
-
+    given_weights: str = ""
+    """Hash of what a file of the user's reads into its networks; empty if that is nothing."""
     margins_first: Mapping[str, Any] = field(default_factory=dict)
     """The margins that the folder's results were first judged by; empty = those of the config."""
 
@@ -95,6 +97,8 @@ class Setting:
         if is_file_spec(name):
             path, attribute = split_file_spec(name)
             task.update(name=attribute, sha256=code_sha256(path))
+        if self.given_weights:
+            task["weights"] = self.given_weights
         return {
             "task": task,
             "data": {"sha256": self.images.sha256, "shape": list(self.shape)},
@@ -286,6 +290,7 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         pools={name: sum(p.numel() for p in pool.values()) for name, pool in pools.items()},
         prunable={name: tuple(pool) for name, pool in pools.items()},
         work=work,
+        given_weights=given_weights(task, shape) if is_file_spec(config.task.name) else "",
         judge=choose_judge(task, images, config.judge.features),
         classifier=choose_classifier(task, images, config.judge.downstream, config.judge.features),
     )

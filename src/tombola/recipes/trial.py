@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError, DivergedError, UserError
-from tombola.runtime import Runtime, rng, seed_everything
+from tombola.runtime import Runtime, rng, seed_everything, state_hash
 from tombola.sparsity.cost import count_macs
 from tombola.sparsity.guard import Guard
+from tombola.sparsity.names import plain_parameters
 from tombola.tasks.base import Networks, Shape, Task, Turn
 from tombola.training.keeping import ELEMENTWISE
 from tombola.training.trainer import Settings, Trainer
@@ -106,6 +107,33 @@ def try_task(task: Task, shape: Shape) -> tuple[Networks, Work]:
             "course is judged; return it for each image (N,)"
         )
     return networks, work_of(task, networks, shape)
+
+
+def given_weights(task: Task, shape: Shape) -> str:
+    """Hash of the parameters that a task's networks come with, whatever the seed; empty if none.
+
+    Those that are read from a file, as a rule; constants are told by the task's code.
+    """
+    drawn = []
+    for purpose in ("trial", "another"):
+        seed_everything(0, purpose)
+        made = _guard(task, "networks", lambda: task.networks(shape))
+        drawn.append(
+            {
+                f"{name}.{key}": leaf.detach()
+                for name, network in made.items()
+                for key, leaf in plain_parameters(network).items()
+            }
+        )
+    one, other = drawn
+    same = {
+        name: leaf
+        for name, leaf in one.items()
+        if name in other
+        and torch.equal(leaf, other[name])
+        and bool((leaf != leaf.flatten()[:1]).any())
+    }
+    return state_hash(same) if same else ""
 
 
 def try_optimizers(task: Task, networks: Networks, shape: Shape) -> None:

@@ -24,7 +24,9 @@ class Start:
 
     Looked at before the first forward pass of any of their modules, and again at the first step:
     ``own`` weights, which belong to the training, may be changed between the two, as layers do that
-    are initialised by their first batch. ``advice``: what to do where they were changed too early.
+    are initialised by their first batch. What was changed before the pass and is put back by the
+    step was a jitter of weights; what is clipped, as a WGAN's critic before each batch, still is
+    its own. ``advice``: what to do where they were changed too early.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], *, own: bool, advice: str) -> None:
@@ -35,6 +37,9 @@ class Start:
         }
         self._modules = {id(part) for network in networks.values() for part in network.modules()}
         self._filter: Any = None
+        self._passing = False
+        self.moved = False
+        """Whether the weights were others at the first forward pass: the step is to find them."""
 
     def watch(
         self, look: Callable[[Start], None], optimizers: Iterable[torch.optim.Optimizer] = ()
@@ -49,8 +54,12 @@ class Start:
             parts = (module, *(getattr(module, name, None) for name in names))
             if self._hooks and any(id(part) in self._modules for part in parts):
                 self._unhook(1)
-                look(self)
-                if self._own:
+                self._passing = True
+                try:
+                    look(self)
+                finally:
+                    self._passing = False
+                if self._own and not self.moved:
                     self.close()
 
         def first(*details: Any) -> None:
@@ -80,6 +89,12 @@ class Start:
             for name, (leaf, then) in self._begun.items()
             if now.get(name) is not leaf or not bool((leaf == then.to(leaf)).all())
         ]
+        if changed and all(now.get(name) is self._begun[name][0] for name in changed):
+            if _are_clipped([self._begun[name] for name in changed]):
+                return
+            if self._passing:
+                self.moved = True
+                return
         if changed:
             raise ConfigError(
                 f"before the first step the weights were changed ({', '.join(changed[:3])}), so "
@@ -100,3 +115,13 @@ class Start:
             with contextlib.suppress(ValueError):  # filters may have been reset since
                 warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
             self._filter = None
+
+
+def _are_clipped(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether tensors are what they were, clipped from both sides to one bound."""
+    now, then = (
+        torch.cat([t.detach().to("cpu").flatten() for t in ts]) for ts in zip(*pairs, strict=True)
+    )
+    bound = now.abs().max()
+    both = bool(bound > 0 and (now == bound).any() and (now == -bound).any())
+    return both and torch.equal(now, then.to(now).clamp(-bound, bound))
