@@ -1,10 +1,10 @@
 """The names of all runs and the bytes of all tables of one small search a backend, pinned.
 
 A refactoring moves none of them. What a change moves on purpose is written anew by ``python
-tests/test_pinned.py`` in the same commit, which says why. The names of runs and the keys of rows
-are exact everywhere. The numbers are those of one processor and version of torch, since others
-round the last bits of a sum in another order: bytes are compared where a few plain operations of
-torch come out as they did where the pins were made, and only there.
+tests/test_pinned.py [SEARCH ...]`` in the same commit, which says why. The names of runs and the
+keys of rows are exact everywhere. The numbers are those of one processor and version of torch,
+since others round the last bits of a sum in another order: bytes are compared where a few plain
+operations of torch come out as they did where the pins were made, and only there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ EARLY_BIRD = {
     "judge": {**JUDGE, "steps": 2},
     "prune": {"delta": 0.9},
 }
-TWINS = ",".join(f"twin_tasks.py:{name}" for name in ("TwinVAE", "TwinGAN"))
+TWINS = " ".join(
+    f"--set task.{name}.{option}"
+    for name in ("vae", "dcgan")
+    for option in ("width=2", "latent=4", "batch_size=8")
+)
 LEVELS = "--rounds 1 --rate 0.5 --rewind 2it --seeds 1 --steps 6"
 CLOCKED = ("_seconds", "_bytes")
 """Columns of costs.csv that a clock or an allocator decides, or the length of such a number."""
@@ -69,10 +73,10 @@ def early_bird(out: Path) -> None:
 
 
 def transfer(out: Path) -> None:
-    small = "--data digits --threads 1 --workers 1 --device cpu --set judge.downstream=none"
-    judge = " ".join(f"--set judge.{name}={value}" for name, value in {**JUDGE, "steps": 2}.items())
-    words = f"transfer --matrix {TWINS} {small} {judge} {LEVELS} --out {out}"
-    assert cli.main(words.split()) == 0
+    small = f"--preset shared {TWINS} --data digits --threads 1 --workers 1 --device cpu"
+    judge = " ".join(f"--set judge.{name}={value}" for name, value in JUDGE.items())
+    words = f"transfer --matrix vae,dcgan {small} {judge} {LEVELS} --out {out}"
+    assert cli.main([*words.split(), "--set", "judge.downstream=none"]) == 0
 
 
 def networks() -> dict[str, nn.Module]:
@@ -238,8 +242,8 @@ def main() -> None:
     os.environ.pop("TOMBOLA_INCEPTION", None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TOMBOLA_CACHE"] = f"{folder}/cache"
-        pins: dict[str, object] = {}
-        for name in SEARCHES:
+        pins = pinned()
+        for name in sys.argv[1:] or SEARCHES:
             out = make(name, Path(folder) / name.replace(" ", "-"))
             pins[name] = {"runs": runs_of(out), "keys": keys_of(out), "bytes": bytes_of(out)}
     pins["surroundings"] = {"digest": surroundings(), "torch": torch.__version__}
