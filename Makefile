@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input \
        $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
-SPELLED := $(wildcard src tests docs examples benchmarks *.md *.cff Makefile pyproject.toml)
+SPELLED := $(wildcard src tests tools docs examples benchmarks *.md *.cff Makefile pyproject.toml)
 BENCHMARKS ?=
 
 .PHONY: demo test env lint types tests fast long benchmarks clean

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -175,3 +177,12 @@ def run(trainer: Trainer, until: int) -> Trainer:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states have the same names and the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def digest(masks: Masks) -> str:
+    """16 hex digits of the bits of masks, in the order of their names."""
+    text = hashlib.sha256()
+    for name, mask in sorted(masks.items()):
+        text.update(f"{name} {tuple(mask.shape)} ".encode())
+        text.update(np.packbits(mask.contiguous().numpy()).tobytes())
+    return text.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A pool of workers that is no pool: the runs of a graph one after another, in this process."""
+"""Searches and scripts of a test in its own process, without starting Python and torch again."""
 
 from __future__ import annotations
 
@@ -17,30 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from tombola.engine import local_pool
-from tombola.engine.stages import Context, execute
+from tombola.engine import search
 from tombola.loops import attaching, orders, running
-from tombola.runs.store import Store
-
-
-def run_here(work: local_pool.Work) -> list[str]:
-    """What ``local_pool.run`` does, without starting Python and torch again for every search."""
-    fields = dict(work.context)
-    fields["store"] = Store(Path(fields["store"]))
-    fields["keep_steps"] = tuple(fields["keep_steps"])
-    context = Context(**fields, progress=work.progress, expect=work.expect)
-    todo = work.graph.missing(work.store.finished())
-    for node in todo:
-        work.started(node)
-        execute(node, context)
-        work.finished(node)
-        todo.extend(work.more(node))  # the loop goes on with them
-    return [node.hash for node in todo]
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of this test run here; see ``Restored`` for what they change."""
-    monkeypatch.setattr(local_pool, "run", run_here)
+    monkeypatch.setattr(search, "EXECUTOR", "serial")
 
 
 class Restored:

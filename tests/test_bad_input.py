@@ -304,9 +304,9 @@ FILES = {
         ["export", "@model.safetensors", "--to", "onx", "--task", TASK],
         "'onx' did you mean onnx torch-export",
     ),
-    "zip for an exported file": (
+    "exported file for a model": (
         ["sample", "@other.pt2", "--out", "x"],
-        "archive/data.pkl none that Tombola writes never opened",
+        "exported network model file OUT/models",
     ),
     "no model": (["sample", "@no", "--out", "x"], "no such file give"),
     "truncated model": (["sample", "@truncated", "--out", "x"], "truncated get the file again"),

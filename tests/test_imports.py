@@ -59,7 +59,7 @@ CHEAP_IMPORTS = (
     "tombola.cli",
     "tombola.commands",
     "tombola.data.checks",
-    "tombola.exported.files",
+    "tombola.exported.facts",
     "tombola.loops.asking",
     "tombola.metrics.rules",
     "tombola.runs.results",

@@ -13,7 +13,7 @@ import torch
 
 import in_process
 from tombola import cli, config
-from tombola.engine import judging, local_pool
+from tombola.engine import judging, search
 from tombola.errors import ConfigError
 from tombola.metrics.own_judge import own_judge, try_own_judge
 from tombola.recipes import recipes
@@ -239,7 +239,7 @@ def test_a_search_is_judged_by_it(file, tmp_path, monkeypatch, capsys):
 def test_bad_ones_cost_no_training_and_leave_nothing(
     file, tmp_path, monkeypatch, capsys, name, task, words
 ):
-    monkeypatch.setattr(local_pool, "run", None)
+    monkeypatch.setattr(search, "carry_out", None)
     assert cli.main(words_of(file, name, tmp_path / "out", task)) == 2
     error = capsys.readouterr().err
     assert words in error

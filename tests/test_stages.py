@@ -11,8 +11,9 @@ import torch
 from tombola.config import build
 from tombola.data.sources import load_images
 from tombola.engine import classifier, loop
+from tombola.engine.executor import blame_users_file
 from tombola.engine.stages import Context, execute
-from tombola.engine.worker import _in_users_file
+from tombola.errors import ConfigError
 from tombola.recipes.cells import judged_steps
 from tombola.recipes.recipes import search
 from tombola.recipes.setting import resolve
@@ -154,12 +155,13 @@ def test_an_error_of_the_users_task_names_its_line(tmp_path):
     path.write_text("def loss():\n    raise ValueError('no such thing')\n")
     space = {}
     exec(compile(path.read_text(), str(path), "exec"), space)
-    with pytest.raises(ValueError, match="no such thing") as caught:
-        space["loss"]()
-    text = _in_users_file(caught.value, f"{path}:Mine")
-    assert text.startswith("mine.py, line 2: ValueError: no such thing; mend")
-    assert _in_users_file(caught.value, "dcgan") is None
-    assert _in_users_file(caught.value, f"{tmp_path / 'other.py'}:Mine") is None
+    words = r"^mine\.py, line 2: ValueError: no such thing; mend"
+    for context in ({"task": f"{path}:Mine"}, {"task": "ae", "tasks": {"b": f"{path}:Mine"}}):
+        with pytest.raises(ConfigError, match=words), blame_users_file(context):
+            space["loss"]()
+    for task in ("dcgan", f"{tmp_path / 'other.py'}:Mine"):
+        with pytest.raises(ValueError, match=r"^no such"), blame_users_file({"task": task}):
+            space["loss"]()
 
 
 def test_the_record_of_a_run_names_its_parents(tmp_path):

@@ -137,11 +137,13 @@ def test_a_worker_that_was_killed_is_told_by_its_signal(
     number, words, not_words, monkeypatch, capsys
 ):
     process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, text=True)
-    worker = local_pool._Worker(process, Node(kind="train", config={}, label="dense, seed 0"))
-    state = local_pool._State(todo={}, done=set(), workers=[worker])
+    pool = local_pool.LocalPool(None)
+    node = Node(kind="train", config={}, label="dense, seed 0")
+    pool._workers.append(local_pool._Worker(process, node))
+    pool._messages.put((0, None))
     process.send_signal(number)
     with pytest.raises(EndedError) as caught:
-        local_pool._take_in(None, state, 0, None)
+        pool.wait()
     line = str(caught.value)
     assert f"worker {process.pid} {words} during: dense, seed 0; what is finished is kept" in line
     assert "run the same command again to go on" in line

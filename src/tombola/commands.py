@@ -128,12 +128,12 @@ def _dry_run(request: Request, options: argparse.Namespace) -> int:
 
 def do_export(options: argparse.Namespace) -> int:
     """``tombola export``."""
-    from tombola.exported import facts, files
+    from tombola.exported import facts
 
     _check_model(options.file, options.task)
     facts.target(options.file, options.to, options.out)
     if options.to == "onnx":
-        files.need("onnx", "onnxruntime")
+        facts.need("onnx", "onnxruntime")
     from tombola import exporting
 
     made = exporting.export(options.file, options.to, options.out, options.task)
@@ -160,12 +160,10 @@ def do_sample(options: argparse.Namespace) -> int:
     """``tombola sample``."""
     integer("--n", options.n, low=1, high=MOST_SAMPLES)
     out = checked_out(options.out)
-    from tombola.exported import facts, files
+    from tombola.exported.facts import refuse_exported
 
-    if facts.format_of(options.file):
-        facts.check_sampling(options.file, files.read(options.file).facts, options.task)
-    else:
-        _check_model(options.file, options.task)
+    refuse_exported(options.file)
+    _check_model(options.file, options.task)
     if options.data is not None:
         check_source(options.data, data_dir_of(options))
     from tombola import sampling

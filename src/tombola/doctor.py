@@ -13,7 +13,7 @@ import torch
 import tombola
 from tombola.data.checks import check_source, is_to_be_downloaded
 from tombola.errors import UserError
-from tombola.exported.files import HOW, need
+from tombola.exported.facts import HOW, need
 from tombola.metrics.judge_files import cache_dir, find_inception, shipped_judge
 from tombola.registry import DATA
 
@@ -67,7 +67,7 @@ def _extra(name: str) -> str:
     try:
         (module,) = need(name)
     except UserError:
-        return f"not found: export --to onnx and samples from .onnx files need it: {HOW}"
+        return f"not found: export --to onnx needs it: {HOW}"
     return f"found: {getattr(module, '__version__', 'version unknown')}"
 
 

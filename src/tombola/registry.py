@@ -333,3 +333,10 @@ CRITERIA = Registry(
     },
 )
 FEATURES = Registry("feature network", {})
+EXECUTORS = Registry(
+    "executor",
+    {
+        "local": "tombola.engine.local_pool:LocalPool",
+        "serial": "tombola.engine.executor:Serial",
+    },
+)

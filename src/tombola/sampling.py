@@ -1,4 +1,4 @@
-"""What does ``tombola sample`` do: images of a model file, or of what was exported from one."""
+"""What does ``tombola sample`` do: images of a model file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ from tombola.config import DataSection
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.sources import load_images
 from tombola.engine.judging import BATCH, save_grid
-from tombola.errors import ConfigError, TicketError
-from tombola.exported import files
-from tombola.exported.facts import Facts, check_sampling, format_of
-from tombola.exported.run import network_of
-from tombola.recipes.setting import task_class
+from tombola.errors import ConfigError
 from tombola.registry import DATA
 from tombola.runtime import rng
 from tombola.sparsity.layout import shown
 from tombola.sparsity.tickets import load_model_file
-from tombola.tasks.base import Task
 
 Make = Callable[[Tensor], Tensor]
 
@@ -38,15 +33,12 @@ def sample(
     data: str = "",
     data_dir: Path | None = None,
 ) -> list[Path]:
-    """Write ``n`` images of a model or exported file as PNG files and one grid; returns the paths.
+    """Write ``n`` images of a model file as PNG files and one grid; returns the paths.
 
-    Equal seeds draw equal latents from either kind of file. Autoencoders have no prior: from a
-    model file they reconstruct ``n`` images of ``data``'s judge split, the first by its hash.
+    Equal seeds draw equal latents. Autoencoders have no prior: they reconstruct ``n`` images of
+    ``data``'s judge split, the first by its hash.
     """
-    if format_of(path):
-        given, make = _of_exported(path, n, seed, task)
-    else:
-        given, make = _of_model(path, n, seed, task, (data, data_dir))
+    given, make = _of_model(path, n, seed, task, (data, data_dir))
     with torch.no_grad():
         pictures = torch.cat([to_uint8(make(part)) for part in torch.split(given, BATCH)])
     out.mkdir(parents=True, exist_ok=True)
@@ -68,31 +60,6 @@ def _of_model(
         return built.latents(n, rng(seed, "sample")), lambda part: built.sample(networks, part)
     images = _judge_images(path, manifest, n, *source)
     return images, lambda part: built.reconstruct(networks, normalise(part))
-
-
-def _of_exported(path: Path, n: int, seed: int, task: str | None) -> tuple[Tensor, Make]:
-    """(latents, the network) of an exported file."""
-    opened = files.read(path)
-    check_sampling(path, opened.facts, task)
-    latents = _drawing_task(opened.facts, task).latents(n, rng(seed, "sample"))
-    if tuple(latents.shape) != (n, opened.facts.latent):
-        raise TicketError(
-            f"{path} takes latents of length {opened.facts.latent}, but its task draws "
-            f"{list(latents.shape)}; give the task it was exported with"
-        )
-    return latents, network_of(opened)
-
-
-def _drawing_task(facts: Facts, task: str | None) -> Task:
-    """The task whose rule draws the latents: the one named, else the file's, else any, as N(0, I).
-
-    A file names no code: only a registered task is built because the file says so.
-    """
-    if task is None and facts.prior == "normal":
-        return Task(latent=facts.latent)
-    kind = task_class(task or facts.task)
-    allowed = kind.options()
-    return kind(**{key: value for key, value in facts.options.items() if key in allowed})
 
 
 def _judge_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,3 +87,30 @@ class Batches:
         while len(self._orders) > 2:
             del self._orders[next(iter(self._orders))]
         return order
+
+
+class LabelledBatches(Batches):
+    """The same stream of images, each batch with the labels of its images."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(images, batch_size, seed, device)
+        self._labels = None if labels is None else labels.to(self.device)
+
+    def batch(self, index: int) -> Any:
+        """(float32 images in [-1, 1], int64 labels (batch_size,) or None) of a draw."""
+        labels = None if self._labels is None else self._labels[self.indices(index)]
+        return super().batch(index), labels
+
+
+def blank(batch: Any) -> Any:
+    """A batch with empty images, its labels as they are."""
+    if isinstance(batch, tuple):
+        return torch.zeros_like(batch[0]), *batch[1:]
+    return torch.zeros_like(batch)

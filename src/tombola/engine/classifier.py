@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tombola.data.batches import Batches, normalise
+from tombola.data.batches import LabelledBatches, normalise
 from tombola.data.sources import Images
 from tombola.metrics.features import adapt, load_judge, save_judge
 from tombola.metrics.ladder import MAX_TRAIN_IMAGES, gate
@@ -61,19 +61,6 @@ class JudgeTask(Task):
         return classification_loss(model, *images, flip=recipe.flip, shrink=recipe.shrink)
 
 
-class _Labelled(Batches):
-    """Batches whose images come with their labels."""
-
-    def __init__(self, images: Tensor, labels: Tensor | None, batch_size: int) -> None:
-        super().__init__(images, batch_size, seed=0)
-        self._labels = labels
-
-    def batch(self, index: int) -> Any:
-        """(float32 images in [-1, 1], int64 labels or None) of a draw."""
-        labels = None if self._labels is None else self._labels[self.indices(index)]
-        return super().batch(index), labels
-
-
 def train_judge(
     config: Mapping[str, Any],
     images: Images,
@@ -89,7 +76,8 @@ def train_judge(
     labelled = images.classes > 0
     task = JudgeTask(recipe, images.classes if labelled else ROTATIONS)
     train = adapt(images.splits["train"], channels).contiguous()
-    batches = _Labelled(train, images.labels["train"] if labelled else None, recipe.batch_size)
+    labels = images.labels["train"] if labelled else None
+    batches = LabelledBatches(train, labels, recipe.batch_size, seed=0)
     by_recipe = max(MIN_STEPS, round(recipe.epochs * batches.steps_per_epoch()))
     steps = config["steps"] or by_recipe
     runtime = Runtime.open("cpu", "fp32", 1)

@@ -76,6 +76,18 @@ class Context:
         return task
 
 
+def open_context(
+    fields: Mapping[str, Any], progress: Callable[[int], None], expect: Callable[[int], None]
+) -> Context:
+    """The context of plain fields, as they come from another process."""
+    fields = {
+        **fields,
+        "store": Store(Path(fields["store"])),
+        "keep_steps": tuple(fields["keep_steps"]),
+    }
+    return Context(**fields, progress=progress, expect=expect)
+
+
 def unchanged(spec: str, named: Mapping[str, Any]) -> None:
     """ConfigError unless a user's file is the one whose SHA-256 is in a run's name."""
     if is_file_spec(spec) and "sha256" in named:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tombola.data.batches import Batches
 from tombola.engine.context import Context, commit, diverged
 from tombola.engine.loop import Loop
 from tombola.errors import DivergedError
@@ -17,6 +16,7 @@ from tombola.sparsity.masks import prunable
 from tombola.sparsity.tickets import Ticket, save_ticket
 from tombola.training.checkpoint import load_state
 from tombola.training.learned import MASK_TRAINERS, MaskTrainer
+from tombola.training.scoring import batches_of
 from tombola.training.trainer import Settings, load_weights, under
 
 
@@ -57,8 +57,8 @@ def _trainer(node: Node, context: Context, start: dict[str, Tensor]) -> MaskTrai
     seed_everything(config["seed"], "init")
     networks = task.networks(tuple(config["data"]["shape"]))
     load_weights(networks, start)
-    images = context.images(config["data"]).splits["train"]
-    batches = Batches(images, task.batch_size, config["seed"], runtime.device)
+    images = context.images(config["data"])
+    batches = batches_of(task, images, config["seed"], runtime.device)
     settings = Settings(runtime=runtime, seed=config["seed"], total_steps=config["steps"])
     pool = prunable(networks, config["prune"], config["exclude"])
     kind = MASK_TRAINERS[config["method"]]

@@ -9,15 +9,15 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tombola import errors
+from tombola.engine.executor import Work
 from tombola.engine.surroundings import own_source
 from tombola.errors import DamagedError, EndedError, UserError
-from tombola.runs.plan import Graph, Node
-from tombola.runs.store import Store
+from tombola.runs.plan import Node
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -25,48 +25,10 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 """Keeps glibc from giving big tensors back to the kernel at every step (7 to 26% of a step)."""
-FIRST = {
-    "import": 0,
-    "rewind": 1,
-    "scores": 2,
-    "mask": 2,
-    "cut": 2,
-    "thin": 2,
-    "transfer": 2,
-    "overlap": 3,
-    "evaluate": 3,
-    "floor": 3,
-    "trivial": 3,
-    "judge": 4,
-    "search": 5,
-    "watch": 5,
-    "train": 5,
-}
-"""Which kind of ready run goes first: the short ones, which others wait for."""
 
 
 class WorkerError(Exception):
     """A fault of ours in a worker; its traceback is shown if TOMBOLA_DEBUG is set."""
-
-
-@dataclass
-class Work:
-    """What the pool needs to know to carry out a graph."""
-
-    graph: Graph
-    store: Store
-    context: Mapping[str, Any]
-    """The plain fields of stages.Context."""
-    workers: int
-    threads: int
-    lock: int
-    """Descriptor of the folder's lock: workers inherit it, so it is held until the last ends."""
-    progress: Callable[[int], None] = lambda steps: None
-    expect: Callable[[int], None] = lambda steps: None
-    started: Callable[[Node], None] = lambda node: None
-    finished: Callable[[Node], None] = lambda node: None
-    more: Callable[[Node], Iterable[Node]] = lambda node: ()
-    """The runs beside the graph's own that have become due by one that is whole."""
 
 
 @dataclass
@@ -75,47 +37,24 @@ class _Worker:
     node: Node | None = None
 
 
-@dataclass
-class _State:
-    todo: dict[str, Node]
-    done: set[str]
-    workers: list[_Worker] = field(default_factory=list)
-    messages: queue.Queue[tuple[int, dict[str, Any] | None]] = field(default_factory=queue.Queue)
+class LocalPool:
+    """As many workers as asked, started when there is something for them to do."""
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._workers: list[_Worker] = []
+        self._messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
 
-def run(work: Work) -> list[str]:
-    """Carry out every node that is not in the store; returns the hashes of those carried out.
+    @property
+    def free(self) -> bool:
+        """Whether a worker is idle, or one more may be started."""
+        idle = any(worker.node is None for worker in self._workers)
+        return idle or len(self._workers) < self._work.workers
 
-    UserError (of its kind), OSError or WorkerError if a run fails: what is whole stays, workers
-    are gone when this returns or raises.
-    """
-    done = work.store.finished()
-    todo = {node.hash: node for node in work.graph.missing(done)}
-    state = _State(todo=todo, done=done)
-    carried_out: list[str] = []
-    try:
-        while state.todo or any(w.node for w in state.workers):
-            _hand_out(work, state)
-            index, message = state.messages.get()
-            node = _take_in(work, state, index, message)
-            if node is not None:
-                carried_out.append(node.hash)
-    finally:
-        _stop(state.workers)
-    return carried_out
-
-
-def _hand_out(work: Work, state: _State) -> None:
-    """Give every idle worker a ready run, starting workers while there are fewer than asked."""
-    ready = [n for n in state.todo.values() if all(p in state.done for p in n.parents.values())]
-    ready.sort(key=lambda node: FIRST[node.kind])
-    for node in ready:
-        worker = next((w for w in state.workers if w.node is None), None)
-        if worker is None:
-            if len(state.workers) >= work.workers:
-                return
-            worker = _start(work, state)
-        worker.node = state.todo.pop(node.hash)
+    def submit(self, node: Node) -> None:
+        """Give a run to a worker that is idle, or to a new one."""
+        worker = next((w for w in self._workers if w.node is None), None) or self._start()
+        worker.node = node
         request = {
             "node": {
                 "kind": node.kind,
@@ -124,37 +63,72 @@ def _hand_out(work: Work, state: _State) -> None:
                 "parents": dict(node.parents),
                 "steps": node.steps,
             },
-            "context": dict(work.context),
+            "context": dict(self._work.context),
             "path": [str(path) for path in sys.path],
         }
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             worker.process.stdin.write(json.dumps(request) + "\n")
             worker.process.stdin.flush()
-        work.started(node)
 
+    def wait(self) -> Node:
+        """Act on what workers tell until one tells that its run is whole.
 
-def _take_in(work: Work, state: _State, index: int, message: dict[str, Any] | None) -> Node | None:
-    """Act on one message of a worker; the node if it is finished."""
-    worker = state.workers[index]
-    if message is None:
-        assert worker.process.stdin is not None
-        with contextlib.suppress(OSError):
-            worker.process.stdin.close()  # one that only fell silent ends now
-        label = worker.node.label if worker.node else "nothing"
-        raise EndedError(describe_end(worker.process.pid, worker.process.wait(), label))
-    if message["event"] in ("progress", "expect"):
-        (work.progress if message["event"] == "progress" else work.expect)(message["steps"])
-        return None
-    node = worker.node
-    assert node is not None
-    if message["event"] == "error":
-        _raise(node, message)
-    worker.node = None
-    state.done.add(node.hash)
-    work.finished(node)
-    state.todo.update({each.hash: each for each in work.more(node)})
-    return node
+        UserError (of its kind), OSError or WorkerError if a run fails or a worker is gone.
+        """
+        while True:
+            index, message = self._messages.get()
+            worker = self._workers[index]
+            node = worker.node
+            if message is None:
+                assert worker.process.stdin is not None
+                with contextlib.suppress(OSError):
+                    worker.process.stdin.close()  # one that only fell silent ends now
+                label = node.label if node else "nothing"
+                raise EndedError(describe_end(worker.process.pid, worker.process.wait(), label))
+            if message["event"] in ("progress", "expect"):
+                work = self._work
+                (work.progress if message["event"] == "progress" else work.expect)(message["steps"])
+                continue
+            assert node is not None
+            if message["event"] == "error":
+                _raise(node, message)
+            worker.node = None
+            return node
+
+    def cancel(self) -> None:
+        """End all workers, now: what they have under way is taken up by the next call."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+
+    def _start(self) -> _Worker:
+        threads = str(self._work.threads)
+        environment = {
+            **MALLOC,
+            **os.environ,
+            **own_source(),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tombola.engine.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+            env=environment,
+            pass_fds=(self._work.lock,),
+            start_new_session=False,
+        )
+        worker = _Worker(process)
+        self._workers.append(worker)
+        index = len(self._workers) - 1
+        threading.Thread(target=_listen, args=(process, index, self._messages), daemon=True).start()
+        return worker
 
 
 def _raise(node: Node, message: Mapping[str, Any]) -> None:
@@ -168,34 +142,6 @@ def _raise(node: Node, message: Mapping[str, Any]) -> None:
     if os.environ.get("TOMBOLA_DEBUG"):
         sys.stderr.write(message.get("trace", ""))
     raise WorkerError(f"{node.label}: {message['text']}")
-
-
-def _start(work: Work, state: _State) -> _Worker:
-    threads = str(work.threads)
-    environment = {
-        **MALLOC,
-        **os.environ,
-        **own_source(),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tombola.engine.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        errors="backslashreplace",
-        env=environment,
-        pass_fds=(work.lock,),
-        start_new_session=False,
-    )
-    worker = _Worker(process)
-    state.workers.append(worker)
-    index = len(state.workers) - 1
-    threading.Thread(target=_listen, args=(process, index, state.messages), daemon=True).start()
-    return worker
 
 
 def _listen(
@@ -234,11 +180,3 @@ def describe_end(pid: int, code: int, label: str) -> str:
         f"worker {pid} {how} during: {label}; what is finished is kept: run the same command "
         f"again to go on{help}"
     )
-
-
-def _stop(workers: list[_Worker]) -> None:
-    """End all workers, now: what they have under way is taken up by the next call."""
-    for worker in workers:
-        worker.process.kill()
-    for worker in workers:
-        worker.process.wait()

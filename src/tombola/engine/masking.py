@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -14,8 +13,8 @@ from tombola.atomic import replacing
 from tombola.engine.context import Context, commit, diverged, unchanged
 from tombola.engine.scoring import mask_at_init, scores_of
 from tombola.engine.starts import trainer_of
-from tombola.errors import ConfigError, TicketError, UserError
-from tombola.registry import CRITERIA
+from tombola.errors import TicketError
+from tombola.registry import is_file_spec
 from tombola.runs.plan import Node
 from tombola.sparsity.container import verify_file
 from tombola.sparsity.cost import count_macs
@@ -23,8 +22,10 @@ from tombola.sparsity.masks import Masks, count, prunable
 from tombola.sparsity.select import top
 from tombola.sparsity.tickets import Ticket, load_ticket, save_tensors, save_ticket
 from tombola.sparsity.transfer import carried, grafted
+from tombola.tasks.base import Networks, Task
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
-from tombola.training.trainer import load_weights, under
+from tombola.training.scoring import Scored, batches_of, score_weights
+from tombola.training.trainer import load_weights, prepare, under
 
 
 def import_ticket(node: Node, context: Context) -> None:
@@ -117,14 +118,13 @@ def mask(node: Node, context: Context) -> None:
         load_weights(networks, weights)
         known = None
         if "scores" in node.parents:
-            found = node.parents["scores"]
-            known = store.read(found, "scores.safetensors", load_weights_file)
+            known = store.read(node.parents["scores"], "scores.safetensors", load_weights_file)
         macs = count_macs(lambda: masks.update(mask_at_init(config, task, networks, known, among)))
     else:
         load_weights(networks, _final(context, node.parents["source"]))
-        pool = prunable(networks, config["prune"], config["exclude"])
-        unchanged((context.inputs or {})["criterion"], config["criterion"])
-        masks |= top(_scores(context, pool, among, config["seed"]), config["keep"], among)
+        found: dict[str, Tensor] = {}
+        macs = count_macs(lambda: found.update(_scores(node, context, task, networks, among)))
+        masks |= top(found, config["keep"], among)
     seconds = time.perf_counter() - start
     save_ticket(part / "ticket.safetensors", Ticket(masks, weights))
     commit(node, context, {"macs": macs, "seconds": seconds})
@@ -163,26 +163,21 @@ def _start(context: Context, node: Node, role: str = "rewind") -> dict[str, Tens
 
 
 def _scores(
-    context: Context, pool: Mapping[str, Tensor], among: Masks | None, seed: int
+    node: Node, context: Context, task: Task, networks: Networks, among: Masks | None
 ) -> dict[str, Tensor]:
-    """A criterion's scores of the pool; ConfigError if a user's criterion fails or scores less."""
-    assert context.inputs is not None
-    name = context.inputs["criterion"]
-    try:
-        scores = CRITERIA.load(name)(dict(pool), None, among, seed)
-        fits = {k: v.shape for k, v in scores.items()} == {k: v.shape for k, v in pool.items()}
-    except UserError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"criterion {name} failed: {type(error).__name__}: {error}; mend it and run again"
-        ) from error
-    if not fits:
-        raise ConfigError(
-            f"criterion {name} must return one score for every weight it is given, by the same "
-            f"names and shapes ({', '.join(pool)}); mend it and run again"
-        )
-    return dict(scores)
+    """A criterion's scores of the trained weights; a user's one may ask for their losses."""
+    config = node.config
+    spec = (context.inputs or {})["criterion"]
+    unchanged(spec, config["criterion"])
+    pool, loss = prunable(networks, config["prune"], config["exclude"]), None
+    if is_file_spec(spec):
+        trained = context.store.record(node.parents["source"])["config"]
+        runtime, images = context.runtime(trained), context.images(trained["data"])
+        prepare(networks, runtime)
+        among = among and {key: mask.to(runtime.device) for key, mask in among.items()}
+        batches = batches_of(task, images, config["seed"], runtime.device)
+        loss = Scored(task, networks, batches, config["seed"]).loss
+    return score_weights(spec, pool, loss, among, config["seed"])
 
 
 def _final(context: Context, name: str) -> dict[str, Tensor]:

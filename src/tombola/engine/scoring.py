@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from tombola.data.batches import Batches
 from tombola.data.sources import Images
 from tombola.errors import ConfigError
 from tombola.runtime import Runtime
@@ -15,7 +14,7 @@ from tombola.sparsity.at_init import Losses, grasp, select, snip, synflow
 from tombola.sparsity.criteria import random_scores
 from tombola.sparsity.masks import Masks, ones, prunable
 from tombola.tasks.base import Networks, Task
-from tombola.training.scoring import Scored, inputs_of
+from tombola.training.scoring import Scored, batches_of, inputs_of
 from tombola.training.trainer import prepare
 
 
@@ -31,7 +30,7 @@ def scores_of(
     if config["method"] == "random":
         return random_scores(dict(pool), None, None, config["seed"])
     prepare(networks, runtime)
-    batches = Batches(images.splits["train"], task.batch_size, config["seed"], runtime.device)
+    batches = batches_of(task, images, config["seed"], runtime.device)
     scored = Scored(task, networks, batches, config["seed"])
     method = {"snip": snip, "grasp": grasp}[config["method"]]
     found: dict[str, Tensor] = {}

@@ -11,7 +11,6 @@ from typing import Any
 
 from tombola.config import Config
 from tombola.data.checks import check_source
-from tombola.engine import local_pool
 from tombola.engine.earlier import (
     first_margins,
     inherit,
@@ -19,6 +18,7 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
+from tombola.engine.executor import Work, carry_out
 from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.mending import prepare_store
@@ -30,12 +30,15 @@ from tombola.engine.stages import Context
 from tombola.recipes.cells import Plan
 from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, resolve
-from tombola.registry import is_file_spec
+from tombola.registry import EXECUTORS, is_file_spec
 from tombola.runs.lock import locked
 from tombola.runs.plan import Node
 from tombola.runs.results import Row
 from tombola.runs.store import Store, healed, write_json
 from tombola.streams import open_streams
+
+EXECUTOR = "local"
+"""The registered executor that carries out every graph."""
 
 
 @dataclass(frozen=True)
@@ -189,21 +192,20 @@ def carry_graph(
             discard(node, plan, store)
 
     try:
-        local_pool.run(
-            local_pool.Work(
-                graph=phases.due if phases else plan.graph,
-                more=phases.more if phases else lambda node: (),
-                store=store,
-                context=fields,
-                workers=setting.workers,
-                threads=setting.threads,
-                lock=lock,
-                progress=progress.advance,
-                expect=progress.expect,
-                started=progress.started,
-                finished=finished,
-            )
+        work = Work(
+            graph=phases.due if phases else plan.graph,
+            more=phases.more if phases else lambda node: (),
+            store=store,
+            context=fields,
+            workers=setting.workers,
+            threads=setting.threads,
+            lock=lock,
+            progress=progress.advance,
+            expect=progress.expect,
+            started=progress.started,
+            finished=finished,
         )
+        carry_out(work, EXECUTORS.load(EXECUTOR)(work))
     finally:
         progress.end()
     trained = (node.hash for node in plan.graph if node.kind == "train")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tombola.data.batches import Batches
 from tombola.engine.context import Context
 from tombola.recipes.thin import new_networks, thinned
 from tombola.runs.plan import Node
@@ -16,6 +15,7 @@ from tombola.sparsity.masks import Masks, erk, shuffle
 from tombola.sparsity.tickets import Ticket, load_ticket
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import load_state
+from tombola.training.scoring import batches_of
 from tombola.training.trainer import Settings, Trainer, named_state, under
 
 
@@ -42,9 +42,7 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
             ticket.weights = named_state(networks)
         else:
             masks = _control_masks(start, ticket, config, networks)
-    batches = Batches(
-        context.images(config["data"]).splits["train"], task.batch_size, seed, runtime.device
-    )
+    batches = batches_of(task, context.images(config["data"]), seed, runtime.device)
     steps = thin.get("steps", config["steps"])
     settings = Settings(runtime=runtime, seed=seed, total_steps=steps, ema=config["ema"])
     trainer = Trainer(task, networks, batches, settings, masks)

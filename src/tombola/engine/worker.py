@@ -16,11 +16,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tombola.errors import UserError
-from tombola.registry import is_file_spec, look_beside, split_file_spec
+from tombola.registry import look_beside
 from tombola.streams import careful
 
 
@@ -56,14 +55,10 @@ def main() -> int:
                 trace=traceback.format_exc(),
             )
         except BaseException as error:
-            place = request["context"]
-            specs = {place["task"], *(place.get("tasks") or {}).values()}
-            told = (_in_users_file(error, spec) for spec in sorted(specs))
-            blame = next(filter(None, told), None)
             tell(
                 event="error",
-                kind="ConfigError" if blame else "fault",
-                text=blame or f"{type(error).__name__}: {error}",
+                kind="fault",
+                text=f"{type(error).__name__}: {error}",
                 trace=traceback.format_exc(),
             )
         else:
@@ -77,36 +72,21 @@ def _listen(requests: queue.Queue[str]) -> None:
     os._exit(0)
 
 
-def _in_users_file(error: BaseException, task: str) -> str | None:
-    """One line that names the place in the user's task where an error came from, if it did."""
-    if not is_file_spec(task):
-        return None
-    path = split_file_spec(task)[0].absolute()
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename).absolute() == path:
-            return (
-                f"{path.name}, line {frame.lineno}: {type(error).__name__}: {error}; "
-                "mend the task and run the same command again"
-            )
-    return None
-
-
 def _execute(request: dict[str, Any], tell: Callable[[str, int], None]) -> None:
     import torch
 
-    from tombola.engine.stages import Context, execute
+    from tombola.engine.context import open_context
+    from tombola.engine.executor import blame_users_file
+    from tombola.engine.stages import execute
     from tombola.runs.plan import Node
-    from tombola.runs.store import Store
 
     # The moments of a dead unit fade into denormal numbers, with which some processors train ten
     # times slower. Here alone: a user's own process keeps its arithmetic.
     torch.set_flush_denormal(True)
-    context = dict(request["context"])
-    context["store"] = Store(Path(context["store"]))
-    context["keep_steps"] = tuple(context["keep_steps"])
     look_beside(request["path"])
     progress, expect = (functools.partial(tell, event) for event in ("progress", "expect"))
-    execute(Node(**request["node"]), Context(**context, progress=progress, expect=expect))
+    with blame_users_file(request["context"]):
+        execute(Node(**request["node"]), open_context(request["context"], progress, expect))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Networks in the formats of other tools, ONNX and torch.export: written, and read with care."""
+"""Networks in the formats of other tools: ONNX and torch.export."""

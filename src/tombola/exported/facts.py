@@ -7,6 +7,7 @@ extra file ``tombola.json``: see :class:`Facts` for the keys.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError, unknown
-from tombola.registry import TASKS
-from tombola.sparsity.layout import shown, unsound
+from tombola.sparsity.layout import shown
 
 FORMAT = "tombola.export/1"
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 """What ``--to`` takes -> how a file of that kind ends."""
-MAX_TEXT = 2**20
-MAX_SIDE = 2**16
-"""Heights, widths and lengths of latents beyond this are not believed."""
+ONNX_KEY = "tombola"
+EXTRA_FILE = "tombola.json"
+HOW = 'pip install "tombola[onnx]" (in a clone: pip install ".[onnx]")'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What ``sample`` must know of an exported network."""
+    """What a reader must know of an exported network."""
 
     task: str
     """The model's own name for its task: one that is registered, or a class of a user's file."""
@@ -52,66 +52,25 @@ class Facts:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
 
 
-def parse(path: str | Path, text: str | None) -> Facts:
-    """The facts in a file's JSON; TicketError if there are none, or if they cannot be true."""
-    todo = "give a file that tombola export wrote, or a model file"
-    if text is None or len(text) > MAX_TEXT:
-        raise unsound(str(path), "Tombola did not write it: it does not say what it draws", todo)
+def refuse_exported(path: str | Path) -> None:
+    """ConfigError for a file that is exported by its ending: ``sample`` takes model files only."""
+    if Path(path).suffix.lower() in SUFFIXES.values():
+        raise ConfigError(
+            f"{shown(path, 400)} is an exported network, which other tools run; give tombola "
+            "sample the model file that it was exported from (OUT/models/*.safetensors)"
+        )
+
+
+def need(*names: str) -> list[Any]:
+    """The modules of the extra ``onnx``; ConfigError that says how to get what is not there."""
     try:
-        table = json.loads(text)
-        if table.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        table["shape"], table["input"] = tuple(table["shape"]), tuple(table["input"])
-        facts = Facts(**table)
-        _check(facts)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise unsound(
-            str(path), f"what it says about itself cannot be read ({shown(error)})", todo
+        return [importlib.import_module(name) for name in names]
+    except (ImportError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"ONNX needs {', '.join(names)}, and not all can be imported ({shown(reason)}); "
+            f"install them: {HOW}"
         ) from error
-    return facts
-
-
-def _check(facts: Facts) -> None:
-    """ValueError unless every value has its type and a size that can be."""
-    texts = (facts.task, facts.role, facts.prior, facts.source_sha256)
-    tables = (facts.options, facts.created_with)
-    if not all(isinstance(text, str) for text in texts) or facts.prior not in ("normal", "task"):
-        raise ValueError("a name is no text")
-    if not all(isinstance(table, dict) for table in tables):
-        raise ValueError("the options are no table")
-    for size in (*facts.shape, *facts.input, facts.latent or 1):
-        if type(size) is not int or not 0 < size <= MAX_SIDE:
-            raise ValueError(f"a size is {size}")
-    if len(facts.shape) != 3 or facts.shape[0] not in (1, 3):
-        raise ValueError(f"images are {facts.shape}, not (1 or 3, height, width)")
-    if facts.latent and facts.input != (facts.latent,):
-        raise ValueError(f"inputs are {facts.input}, not ({facts.latent},)")
-
-
-def format_of(path: str | Path) -> str | None:
-    """``onnx`` or ``torch-export`` by a file's ending; None for other files, such as models."""
-    suffix = Path(path).suffix.lower()
-    return next((kind for kind, ending in SUFFIXES.items() if ending == suffix), None)
-
-
-def check_sampling(path: str | Path, facts: Facts, task: str | None) -> None:
-    """Refuse what cannot be sampled from, before torch is imported.
-
-    ConfigError for a decoder without a prior, for an unknown task, and for latents that only the
-    code of a user's task can draw, if ``task`` does not name it.
-    """
-    if not facts.latent:
-        raise ConfigError(
-            f"{shown(path, 400)} is the decoder of an autoencoder, which has no prior to sample "
-            "from; give tombola sample the model file: with its encoder it reconstructs images"
-        )
-    if task is not None or (facts.prior == "task" and facts.task in TASKS.names()):
-        TASKS.check(task or facts.task)
-    elif facts.prior == "task":
-        raise ConfigError(
-            f"the latents of {shown(path, 400)} are drawn by its task's own rule, and "
-            f"{shown(facts.task)} is not registered; say with --task path/to/file.py:Class"
-        )
 
 
 def target(path: str | Path, to: str, out: str | Path | None) -> Path:

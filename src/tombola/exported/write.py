@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tombola.errors import ConfigError
-from tombola.exported.facts import Facts
-from tombola.exported.files import EXTRA_FILE, ONNX_KEY, need
+from tombola.exported.facts import EXTRA_FILE, ONNX_KEY, Facts, need
 from tombola.sparsity.layout import shown
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")

@@ -19,7 +19,7 @@ from tombola.sparsity.earlybird import LOOK_BACK
 from tombola.values import split_networks
 
 OPPONENTS = ("thin-parameters", "dense-long")
-VERSIONS = {"synflow": 2, "thin-flops": 2}
+VERSIONS = {"synflow": 2, "thin-flops": 3}
 """Methods and controls whose runs would differ from those of an earlier version, where those of
 others of their kind would not; a schema number is for all runs of a kind."""
 """Controls that are dense networks."""

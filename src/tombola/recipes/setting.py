@@ -25,6 +25,7 @@ from tombola.recipes.trial import (
     given_weights,
     task_options,
     thinner,
+    try_criterion,
     try_task,
 )
 from tombola.registry import (
@@ -41,7 +42,7 @@ from tombola.sparsity.cutting import Inputs
 from tombola.sparsity.earlybird import pooled_masks
 from tombola.sparsity.masks import kept_at, kept_count, prunable
 from tombola.tasks.base import FAMILIES, Networks, Shape, Task
-from tombola.training.scoring import inputs_of
+from tombola.training.scoring import batches_of, inputs_of
 from tombola.training.trainer import Settings, Trainer
 from tombola.values import parse_rewind, percent_of, split_networks
 
@@ -262,6 +263,11 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         skip_broken=config.data.skip_broken,
         white=config.data.white,
     )
+    if task.takes_labels() and images.labels["train"] is None:
+        raise ConfigError(
+            f"task {config.task.name} learns from labels, but {images.name} has none; give images "
+            "with labels, or a task whose loss takes none"
+        )
     networks, work = try_task(task, shape)
     if "early-bird" in config.search.method:
         check_channels(config.prune, networks, inputs_of(task, networks, shape))
@@ -270,6 +276,8 @@ def resolve(config: Config, data_dir: Path | None, chains: int = 1) -> Setting:
         for name in config.prune.networks
     }
     check_products(task, networks, shape, [name for pool in pools.values() for name in pool])
+    if {"imp", "one-shot"} & {*config.search.method}:
+        try_criterion(config.prune, task, networks, shape)
     draws = sum(turn.repeats for turn in task.turns if turn.images)
     batches = Batches(images.splits["train"], task.batch_size, 0, torch.device("cpu"))
     epoch_steps = batches.steps_per_epoch(max(1, draws))
@@ -350,7 +358,7 @@ def seconds_per_step(setting: Setting, budget_seconds: float = 1.0) -> float:
     runtime = Runtime.open(setting.device, setting.config.train.precision[0], setting.threads)
     seed_everything(0, "trial")
     networks = setting.task.networks(setting.shape)
-    batches = Batches(setting.images.splits["train"], setting.task.batch_size, 0, runtime.device)
+    batches = batches_of(setting.task, setting.images, 0, runtime.device)
     trainer = Trainer(
         setting.task,
         networks,

@@ -1,15 +1,12 @@
 """How is a dense network made thin, so that it costs what a smaller network costs?
 
-By the task's option ``width``, each network for itself, to the least that is not below the wished
-work; what is then too much goes evenly from all layers, channel by channel. So initial weights are
-drawn as the task draws them for a network of about that size.
+By the task's option ``width``, each network for itself, to the work nearest to what is wished; what
+is left between them is made up for in steps. So initial weights are drawn as the task draws them.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,15 +14,10 @@ from torch import nn
 
 from tombola.errors import ConfigError
 from tombola.recipes.trial import between, task_options
-from tombola.sparsity.channels import Group, channel_groups
 from tombola.sparsity.cost import count_macs
-from tombola.sparsity.cutting import Cut, Inputs, outputs_of, shrink
+from tombola.sparsity.cutting import Inputs, outputs_of
 from tombola.tasks.base import Networks, Shape, Task
 from tombola.training.scoring import inputs_of
-
-NEAR = 0.02
-"""How far from the wished work a thin network may be, as a share of it; the tiniest networks,
-where one channel is more than that, come as near as they can."""
 
 
 def forward_macs(network: nn.Module, inputs: Inputs) -> int:
@@ -39,33 +31,23 @@ def forward_macs(network: nn.Module, inputs: Inputs) -> int:
 
 
 def thin_plan(task: Task, shape: Shape, wanted: Mapping[str, int]) -> dict[str, Any]:
-    """By network, the ``width`` and the channels of each group that give it its wished work.
+    """By network, the ``width`` whose work is nearest to the wished one.
 
     ``wanted``: network -> multiply-adds of one forward pass. Of each also its ``ratio``: what it
-    has of them, further from 1 than 2% only where whole channels come no nearer. ConfigError for a
-    task without an option ``width``.
+    has of them. ConfigError for a task without an option ``width``.
     """
     plan: dict[str, Any] = {}
     for name, macs in wanted.items():
-        width = _least_width(task, shape, name, macs)
-        networks = of_width(task, width).networks(shape)
-        inputs = inputs_of(task, networks, shape)[name]
-        counts, own = _trim(name, networks[name], inputs, macs)
-        plan[name] = {"width": width, "counts": counts, "ratio": own / macs}
+        width, own = _nearest_width(task, shape, name, macs)
+        plan[name] = {"width": width, "ratio": own / macs}
     return plan
 
 
 def thin_networks(task: Task, shape: Shape, plan: Mapping[str, Any]) -> Networks:
     """New thin networks by a plan, drawn from torch's global generator."""
-    networks: Networks = {}
-    for name, part in plan.items():
-        made = of_width(task, part["width"]).networks(shape)
-        if part["counts"]:
-            inputs = inputs_of(task, made, shape)[name]
-            groups = channel_groups(name, made[name], inputs)
-            shrink({name: made[name]}, _evenly(groups, part["counts"]))
-        networks[name] = made[name]
-    return networks
+    return {
+        name: of_width(task, part["width"]).networks(shape)[name] for name, part in plan.items()
+    }
 
 
 def thinned(task: Task, record: Mapping[str, Any]) -> Task:
@@ -85,8 +67,8 @@ def of_width(task: Task, width: int) -> Task:
     return type(task)(**{**task_options(task), "width": width})
 
 
-def _least_width(task: Task, shape: Shape, name: str, macs: int) -> int:
-    """The least width whose network has at least so much work, and the task's own interface."""
+def _nearest_width(task: Task, shape: Shape, name: str, macs: int) -> tuple[int, int]:
+    """The width whose network has nearly so much work, and the task's own interface; its work."""
     widest = task_options(task).get("width")
     if not isinstance(widest, int) or isinstance(widest, bool):
         raise ConfigError(
@@ -106,66 +88,8 @@ def _least_width(task: Task, shape: Shape, name: str, macs: int) -> int:
             return None
         return forward_macs(network, inputs) if fits else None
 
-    low, high = 0, widest
+    low, high, made = 0, widest, {widest: forward_macs(own[name], inputs)}
     while found := between(work, low, high):
-        width, own_macs = found
-        low, high = (low, width) if own_macs >= macs else (width, high)
-    return high
-
-
-def _trim(name: str, network: nn.Module, inputs: Inputs, macs: int) -> tuple[dict[str, int], int]:
-    """Channels to keep of each group so that the work is within 2%, if any comes so near; the work.
-
-    No group is named if the work is so already.
-    """
-    own = forward_macs(network, inputs)
-    if abs(own - macs) <= NEAR * macs:
-        return {}, own
-    groups = [g for g in channel_groups(name, network, inputs) if not g.reason]
-
-    def work(counts: Mapping[str, int]) -> int:
-        small = copy.deepcopy(network)
-        shrink({name: small}, _evenly(groups, counts))
-        return forward_macs(small, inputs)
-
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        share = (low + high) / 2
-        counts = {g.name: max(1, round(g.n * share)) for g in groups}
-        low, high = (low, share) if work(counts) >= macs else (share, high)
-    counts = {g.name: max(1, round(g.n * high)) for g in groups}
-    sizes = {g.name: g.n for g in groups}
-    # Evenly is as near as whole channels of all layers come; then one channel more or less here
-    # and there, as long as that comes nearer.
-    own = work(counts)
-    while abs(own - macs) > NEAR * macs:
-        tries = [(work(near), near) for near in _neighbours(counts, sizes)]
-        best = min(tries, key=lambda pair: abs(pair[0] - macs), default=(own, counts))
-        if abs(best[0] - macs) >= abs(own - macs):
-            break
-        own, counts = best
-    return counts, own
-
-
-def _neighbours(counts: Mapping[str, int], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """The counts with one channel more or less in one group, or in each of two."""
-    moves = [{name: change} for name in counts for change in (-1, 1)]
-    moves += [
-        {one: a, other: b}
-        for one, other in itertools.combinations(counts, 2)
-        for a in (-1, 1)
-        for b in (-1, 1)
-    ]
-    for move in moves:
-        near = {name: count + move.get(name, 0) for name, count in counts.items()}
-        if all(1 <= near[name] <= sizes[name] for name in near):
-            yield near
-
-
-def _evenly(groups: list[Group], counts: Mapping[str, int]) -> Cut:
-    """The cut that leaves the first channels of every group."""
-    parts = []
-    for group in groups:
-        if group.name in counts:
-            parts.append((group.slices, torch.arange(group.n, device="cpu") < counts[group.name]))
-    return Cut.of(parts)
+        width, made[width] = found
+        low, high = (low, width) if made[width] >= macs else (width, high)
+    return min(made.items(), key=lambda pair: (abs(pair[1] - macs), pair[0]))

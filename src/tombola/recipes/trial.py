@@ -13,15 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tombola.data.batches import Batches
+from tombola.config import PruneSection
+from tombola.data.batches import Batches, LabelledBatches
 from tombola.errors import ConfigError, DivergedError, UserError
-from tombola.runtime import Runtime, rng, seed_everything, state_hash
+from tombola.registry import is_file_spec
+from tombola.runtime import (
+    Runtime,
+    generators_as_found,
+    rng,
+    seed_everything,
+    state_hash,
+)
 from tombola.sparsity.cost import count_macs
 from tombola.sparsity.guard import Guard
+from tombola.sparsity.masks import ones, prunable
 from tombola.sparsity.names import plain_parameters
-from tombola.tasks.base import Networks, Shape, Task, Turn
+from tombola.tasks.base import Networks, Shape, Task, Turn, zero_labelled
 from tombola.training.keeping import ELEMENTWISE
+from tombola.training.scoring import Scored, score_weights
 from tombola.training.trainer import Settings, Trainer
+from tombola.values import split_networks
 
 PROBE_SAMPLES = 2
 """Batch of the trial step that shows whether a task's methods fit together."""
@@ -139,13 +150,35 @@ def given_weights(task: Task, shape: Shape) -> str:
 def try_optimizers(task: Task, networks: Networks, shape: Shape) -> None:
     """One step of copies, and what its optimizers then know written down: none may refuse later."""
     images = torch.randint(0, 256, (PROBE_SAMPLES, *shape), device="cpu").byte()
-    batches = Batches(images, PROBE_SAMPLES, 0)
+    batches = _batches(task, images)
     settings = Settings(runtime=Runtime(device=torch.device("cpu")), seed=0, total_steps=1)
     copies = _copies(networks, torch.device("cpu"))
     trainer = Trainer(copy.copy(task), copies, batches, settings)
     with contextlib.suppress(DivergedError):
         trainer.advance()
     trainer.state()
+
+
+def _batches(task: Task, images: Tensor) -> Batches:
+    """Uint8 images in batches of two, with labels of 0 if the task takes labels."""
+    if task.takes_labels():
+        labels = torch.zeros(len(images), dtype=torch.int64, device="cpu")
+        return LabelledBatches(images, labels, PROBE_SAMPLES, 0)
+    return Batches(images, PROBE_SAMPLES, 0)
+
+
+def try_criterion(prune: PruneSection, task: Task, networks: Networks, shape: Shape) -> None:
+    """Score new weights by a user's criterion, dense and masked: ConfigError if it fails later."""
+    if not is_file_spec(prune.criterion):
+        return
+    with generators_as_found():
+        images = torch.randint(0, 256, (2 * PROBE_SAMPLES, *shape), device="cpu").byte()
+        copies = _copies(networks, torch.device("cpu"))
+        loss = Scored(copy.copy(task), copies, _batches(task, images), 0).loss
+        for names in prune.networks:
+            pool = prunable(copies, split_networks(names), prune.exclude)
+            for among in (None, ones(pool)):
+                score_weights(prune.criterion, pool, loss, among, 0)
 
 
 def check_products(task: Task, networks: Networks, shape: Shape, names: Collection[str]) -> None:
@@ -158,7 +191,7 @@ def check_products(task: Task, networks: Networks, shape: Shape, names: Collecti
         if guard.looks:
             for turn in task.turns:
                 with _learning(task, networks, turn):
-                    task.loss(turn.name, networks, _noise(shape))
+                    task.turn_loss(turn.name, networks, zero_labelled(task, _noise(shape)))
     finally:
         guard.close()
 
@@ -228,7 +261,7 @@ def _turn(task: Task, networks: Networks, images: Tensor, turn: Turn) -> Callabl
     """What runs the loss of a turn once, forward and backward."""
 
     def once() -> None:
-        result = task.loss(turn.name, networks, images)
+        result = task.turn_loss(turn.name, networks, zero_labelled(task, images))
         loss = result["loss"] if isinstance(result, dict) else result
         loss.backward()  # type: ignore[no-untyped-call]
 

@@ -244,8 +244,8 @@ def thin_words(group: Iterable[Watched]) -> str:
         said.append(f"{network} {100 * share:.1f}% at {compress:g}")
     return (
         f"thin-flops is not within {100 * NEAR:g}% of the multiply-adds of every smaller network, "
-        "as whole channels come no nearer; furthest off by network and compress: "
-        f"{', '.join(said)}."
+        "as whole widths come no nearer, and takes as many steps as make up for it; furthest off "
+        f"by network and compress: {', '.join(said)}."
     )
 
 

@@ -1,14 +1,16 @@
 """How much does each weight matter? One function per criterion; higher scores are kept.
 
 A criterion is a function ``criterion(params, loss, masks, seed) -> scores``: the prunable weights
-by name, a closure ``loss(network)`` that gives a scalar loss of the turn in which that network
-learns (None if the caller has none), the masks so far (None = dense) and a seed; it returns real
-scores of the same names and shapes. How many are kept, and over which pool, is decided elsewhere.
+by name, a closure ``loss(network, batch=0)`` that gives the scalar loss of the turn in which that
+network learns on the training batch of a number (None for the built-in ones), the masks so far
+(None = dense) and a seed; it returns real scores of the same names and shapes. How many are kept,
+and over which pool, is decided elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +18,18 @@ from torch import Tensor
 from tombola.runtime import rng
 from tombola.sparsity.masks import Masks
 
-Loss = Callable[[str], Tensor]
-"""Network name -> the scalar loss of the turn in which that network learns."""
+
+class Loss(Protocol):
+    """The loss by which a criterion may take gradients; the same whenever asked."""
+
+    def __call__(self, network: str, batch: int = 0) -> Tensor:
+        """The scalar loss of the turn in which a network learns, on the batch of a number.
+
+        Only the networks of that turn require gradients until it is called again.
+        """
+        ...
+
+
 Criterion = Callable[[dict[str, Tensor], Loss | None, Masks | None, int], dict[str, Tensor]]
 
 

@@ -6,6 +6,7 @@ judges know nothing else of it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ class Task:
     """At most so many reals, and as many samples, are judged where the user names no number."""
     _added: ClassVar[tuple[str, ...]] = ()
     """Options that came later: at their default they are left out of the names of runs."""
+    _labelled: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls._labelled = "labels" in inspect.signature(cls.loss).parameters
 
     def __init__(self, **options: Any) -> None:
         allowed = self.options()
@@ -106,9 +112,22 @@ class Task:
         """The loss of a turn on a batch (N, C, H, W): a scalar, or a dict with ``loss`` and parts.
 
         Random draws may come from torch's global generators, which are seeded for every turn. Only
-        the networks that learn in the turn require gradients when this is called.
+        the networks that learn in the turn require gradients when this is called. A parameter
+        ``labels`` gets those of the images, int64 (N,), or of those to come if the turn has none.
         """
         raise NotImplementedError(f"{type(self).__name__}.loss is not written")
+
+    @classmethod
+    def takes_labels(cls) -> bool:
+        """Whether ``loss`` has a parameter ``labels``: the task learns from them too."""
+        return cls._labelled
+
+    def turn_loss(self, turn: str, networks: Networks, batch: Any) -> Tensor | dict[str, Tensor]:
+        """``loss`` on a batch as it is drawn: images, or (images, labels) if it takes labels."""
+        if self._labelled:
+            images, labels = batch
+            return self.loss(turn, networks, images, labels=labels)  # type: ignore[call-arg]
+        return self.loss(turn, networks, batch)
 
     def optimizer(self, turn: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of a turn over the parameters of the networks that learn in it."""
@@ -159,6 +178,13 @@ class Task:
         """
         del networks, images, latents, samples
         return {}
+
+
+def zero_labelled(task: Task, images: Tensor) -> Any:
+    """Images (N, C, H, W) as a batch of the task: with labels of 0 if it takes labels."""
+    if task.takes_labels():
+        return images, torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    return images
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:

@@ -237,7 +237,7 @@ class _Whole(nn.Module):
 
     def forward(self, turn: Turn, images: Any) -> Tensor | dict[str, Tensor]:
         """The loss of a turn."""
-        return self.task.loss(turn.name, self.networks, images)
+        return self.task.turn_loss(turn.name, self.networks, images)
 
 
 MASK_TRAINERS: dict[str, type[MaskTrainer]] = {"gates": GatedTrainer, "gradual": GradualTrainer}

@@ -11,15 +11,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tombola.data.batches import Batches
-from tombola.errors import ConfigError
+from tombola.data.batches import Batches, LabelledBatches, blank
+from tombola.data.sources import Images
+from tombola.errors import ConfigError, UserError
+from tombola.registry import CRITERIA
 from tombola.runtime import generators_as_found, seed_everything
+from tombola.sparsity.criteria import Loss
 from tombola.sparsity.cutting import Inputs, copied
-from tombola.tasks.base import Networks, Shape, Task, Turn
+from tombola.sparsity.masks import Masks
+from tombola.tasks.base import Networks, Shape, Task, Turn, zero_labelled
 from tombola.training.trainer import BatchSource
 
 PROBE = 2
 """Blank images with which it is learnt what each network is called with."""
+
+
+def batches_of(
+    task: Task, images: Images, seed: int, device: torch.device | str = "cpu"
+) -> Batches:
+    """The training images in the order of a seed, with labels if the task takes them."""
+    given = images.splits["train"]
+    if task.takes_labels():
+        labels = images.labels["train"]
+        return LabelledBatches(given, labels, task.batch_size, seed, device)
+    return Batches(given, task.batch_size, seed, device)
+
+
+def score_weights(
+    name: str, pool: Mapping[str, Tensor], loss: Loss | None, among: Masks | None, seed: int
+) -> dict[str, Tensor]:
+    """A criterion's scores of the pool; ConfigError if a user's criterion fails or scores less."""
+    try:
+        scores = CRITERIA.load(name)(dict(pool), loss, among, seed)
+        fits = {k: v.shape for k, v in scores.items()} == {k: v.shape for k, v in pool.items()}
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise ConfigError(
+            f"criterion {name} failed: {type(error).__name__}: {reason}; mend it and run again"
+        ) from error
+    if not fits:
+        raise ConfigError(
+            f"criterion {name} must return one score for every weight it is given, by the same "
+            f"names and shapes ({', '.join(pool)}); mend it and run again"
+        )
+    return {key: scores[key].detach().cpu() for key in pool}
 
 
 def inputs_of(task: Task, networks: Networks, shape: Shape) -> dict[str, Inputs]:
@@ -53,11 +90,18 @@ class Scored:
         """
         turn = self._turn_of(network)
         for number in range(batches):
-            images = self.batches.batch(number)
-            if not turn.images:
-                images = torch.zeros_like(images)
+            images = self._batch(turn, number)
             for draw in range(draws):
                 yield self._loss(turn, images, draw * batches + number)
+
+    def loss(self, network: str, batch: int = 0) -> Tensor:
+        """The loss of a network's turn on the batch of a number: what a criterion calls."""
+        turn = self._turn_of(network)
+        return self._loss(turn, self._batch(turn, batch), batch)
+
+    def _batch(self, turn: Turn, number: int) -> Any:
+        images = self.batches.batch(number)
+        return images if turn.images else blank(images)
 
     def inputs(self, images: Tensor) -> dict[str, Inputs]:
         """What each network is called with first in the turn in which it learns, by its name."""
@@ -70,7 +114,7 @@ class Scored:
 
             handle = network.register_forward_pre_hook(note)
             try:
-                self._loss(self._turn_of(name), images, 0)
+                self._loss(self._turn_of(name), zero_labelled(self.task, images), 0)
             finally:
                 handle.remove()
             if name not in found:
@@ -89,12 +133,12 @@ class Scored:
             "scores its weights; prune the others"
         )
 
-    def _loss(self, turn: Turn, images: Tensor, draw: int) -> Tensor:
+    def _loss(self, turn: Turn, images: Any, draw: int) -> Tensor:
         self._restore()
         for name, network in self.networks.items():
             network.requires_grad_(not turn.learns or name in turn.learns)
         seed_everything(self.seed, f"scores-{turn.name}", draw)
-        made = self.task.loss(turn.name, self.networks, images)
+        made = self.task.turn_loss(turn.name, self.networks, images)
         return made["loss"] if isinstance(made, dict) else made
 
     def _restore(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.data.batches import blank
 from tombola.errors import ConfigError, DivergedError, TicketError
 from tombola.runtime import Runtime, derive_seed
 from tombola.sparsity.cutting import resize
@@ -170,8 +171,10 @@ class Trainer:
         """The turn's batch; for a turn without images a blank one of the same size."""
         if turn.images or self._draws == 0:
             return self.batches.batch(draw)
+        if self.task.takes_labels():
+            return blank(self.batches.batch(draw))
         if self._blank is None:
-            self._blank = torch.zeros_like(self.batches.batch(0))
+            self._blank = blank(self.batches.batch(0))
         return self._blank
 
     def _choose(self, turn: Turn) -> None:
@@ -184,7 +187,7 @@ class Trainer:
             parameter.requires_grad_(True)
 
     def _loss(self, turn: Turn, images: Any) -> Tensor | dict[str, Tensor]:
-        return self.task.loss(turn.name, self.networks, images)
+        return self.task.turn_loss(turn.name, self.networks, images)
 
     def _scalar(self, turn: Turn, result: Tensor | dict[str, Tensor]) -> Tensor:
         loss = result.get("loss") if isinstance(result, dict) else result
