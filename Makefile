@@ -4,6 +4,7 @@
 #   make test        environment, lint, types, tests (what CI runs)
 #   make fast        the tests that take less than ten seconds each
 #   make long        the tests that take minutes, left out of `make test`
+#   make dist        a wheel and a source archive in dist/, checked
 #   make benchmarks  measure; numbers go to the terminal
 #   make clean       remove the environment and caches (never runs/)
 #
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input \
 SPELLED := $(wildcard src tests tools docs examples benchmarks *.md *.cff Makefile pyproject.toml)
 BENCHMARKS ?=
 
-.PHONY: demo test env lint types tests fast long benchmarks clean
+.PHONY: demo test env lint types tests fast long dist benchmarks clean
 
 demo: env
 	$(BIN)/tombola find $(DEMO)
@@ -73,6 +74,13 @@ fast: env
 
 long: env
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+# Without build isolation, so that the pinned setuptools builds it.
+dist: env
+	$(PIP) --no-build-isolation -e ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 benchmarks: env
 	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
