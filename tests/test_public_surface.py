@@ -59,7 +59,7 @@ COMMON = {
 }
 SEARCH = {
     "--compress", "--controls", "--controls-at", "--draws", "--method", "--prune", "--rate",
-    "--rewind", "--round-to", "--rounds", "--sparsity", "--stop-after",
+    "--anyway", "--rewind", "--round-to", "--rounds", "--sparsity", "--stop-after",
 }  # fmt: skip
 COMMANDS = {
     "find": COMMON | SEARCH | {"--transfer-to"},
@@ -81,10 +81,10 @@ COMMANDS = {
         "--controls",
         "--json",
     },
-    "figure": {"DIR", "--images", "--sparsity", "--json"},
+    "figure": {"DIR", "--images", "--sparsity", "--readme", "--json"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
-    "reproduce": {"NAME", "--scale", "--table", "--data-dir", "--json"},
+    "reproduce": {"NAME", "--scale", "--table", "--kept", "--data-dir", "--json"},
     "run": {
         "--controls",
         "--dry-run",
