@@ -116,14 +116,14 @@ class Grid:
 
     def names(self, sparsities: Sequence[float]) -> tuple[list[str], list[str]]:
         """What heads the columns, and the arms that are rows."""
-        levels = self.chosen(sparsities)
+        levels = self.choose_levels(sparsities)
         heads = ["test images" if p.arm != DENSE else "dense" for p in self.gallery.fixed]
         arms = {p.arm for level in levels for p in level.pictures}
         return [*heads, *(self.head(level.round) for level in levels)], sorted(arms, key=arm_order)
 
     def onto(self, figure: FigureBase, sparsities: Sequence[float]) -> None:
         """Put the pictures into a figure, or a part of one."""
-        fixed, levels = self.gallery.fixed, self.chosen(sparsities)
+        fixed, levels = self.gallery.fixed, self.choose_levels(sparsities)
         names, arms = self.names(sparsities)
         grid = figure.subplots(len(arms), len(names), squeeze=False)
         for row, arm in enumerate(arms):
@@ -141,7 +141,7 @@ class Grid:
         shares = (share_name(self.family, number), percent(self.sparsity_at[number]))
         return "\n".join(filter(None, shares))
 
-    def chosen(self, sparsities: Sequence[float]) -> list[Any]:
+    def choose_levels(self, sparsities: Sequence[float]) -> list[Any]:
         """The levels to show, each once, ascending."""
         levels = self.gallery.levels
         if not sparsities:

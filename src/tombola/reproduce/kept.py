@@ -50,10 +50,10 @@ def judge_kept(root: Path) -> list[Claim]:
     found = table.get("claim")
     if not isinstance(found, list) or not found:
         raise ConfigError(f"{path} has no [[claim]]; docs/reproduce.md tells how one is written")
-    return [_judged(root, given) for given in found]
+    return [_judge_claim(root, given) for given in found]
 
 
-def _judged(root: Path, given: Mapping[str, Any]) -> Claim:
+def _judge_claim(root: Path, given: Mapping[str, Any]) -> Claim:
     for name in _TEXTS:
         if not isinstance(given.get(name), str):
             raise ConfigError(f"{root / FILE}: a claim has no {name}: {dict(given)!r:.80}")
