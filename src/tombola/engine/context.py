@@ -43,6 +43,9 @@ class Context:
     expect: Callable[[int], None] = lambda steps: None
     """Told by how many steps a run is longer than the plan could know; below 0: shorter."""
 
+    ending: Callable[[], bool] = lambda: False
+    """Whether the process was asked to end: what can be taken up again is saved and left."""
+
     def thin_of(self, parents: Mapping[str, str]) -> dict[str, Any]:
         """How the networks of a training were made thinner, by its parents; empty if not."""
         return self.store.record(parents["thin"]) if "thin" in parents else {}

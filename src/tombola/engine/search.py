@@ -202,6 +202,8 @@ def carry_graph(
                 expect=progress.expect,
                 started=progress.started,
                 finished=finished,
+                lost=progress.lost,
+                note=progress.note,
             )
         )
     finally:

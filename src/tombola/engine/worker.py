@@ -7,7 +7,6 @@ outlives the search that started it.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import queue
@@ -15,19 +14,47 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tombola.errors import UserError
+from tombola.engine.losses import ENDED, what_was_lost
+from tombola.errors import EndedError, UserError
 from tombola.registry import is_file_spec, look_beside, split_file_spec
 from tombola.streams import careful
+
+
+class Ending:
+    """Whether this process was asked to end (SIGTERM): a training saves what it has and ends.
+
+    What is no training goes on to its end, which is near; idle, the process ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.idle = False, True
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def __call__(self) -> bool:
+        """Whether to end."""
+        return self.asked
+
+    def rest(self) -> None:
+        """A run is over."""
+        self.idle = True
+        if self.asked:
+            os._exit(ENDED)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        if self.idle:
+            os._exit(ENDED)
 
 
 def main() -> int:
     """Read requests until the input ends; returns the exit code."""
     # Ctrl-C goes to the whole group: the parent tells its workers when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ending = Ending()
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     channel.write("\n")  # whatever was printed while Python started is a line of its own
     # What a user's task prints must not get between our lines, nor end a run where it cannot be.
@@ -41,33 +68,47 @@ def main() -> int:
 
     while True:
         request = json.loads(requests.get())
+        ending.idle = False
         try:
-            _execute(request, lambda event, steps: tell(event=event, steps=steps))
-        except UserError as error:
-            run = getattr(error, "run", "")
-            tell(event="error", kind=type(error).__name__, text=str(error), run=run)
-        except OSError as error:
-            name = f"{error.filename}: " if error.filename else ""
-            tell(
-                event="error",
-                kind="OSError",
-                text=f"{name}{error.strerror or error}",
-                code=error.errno,
-                trace=traceback.format_exc(),
-            )
+            _execute(request, tell, ending)
+        except EndedError:
+            os._exit(ENDED)
         except BaseException as error:
-            place = request["context"]
-            specs = {place["task"], *(place.get("tasks") or {}).values()}
-            told = (_in_users_file(error, spec) for spec in sorted(specs))
-            blame = next(filter(None, told), None)
-            tell(
-                event="error",
-                kind="ConfigError" if blame else "fault",
-                text=blame or f"{type(error).__name__}: {error}",
-                trace=traceback.format_exc(),
-            )
+            tell(**_told(error, request["context"]))
         else:
             tell(event="done")
+        ending.rest()
+
+
+def _told(error: BaseException, place: Mapping[str, Any]) -> dict[str, Any]:
+    """The message on what ended a run; ``place``: the fields of its context."""
+    lost = what_was_lost(error)
+    if lost:
+        how = {"memory": "ran out of memory", "device": "lost its device"}[lost]
+        first = (str(error).splitlines() or [""])[0][:200]
+        return {"event": "lost", "text": f"worker {os.getpid()} {how} ({first})"}
+    if isinstance(error, UserError):
+        run = getattr(error, "run", "")
+        return {"event": "error", "kind": type(error).__name__, "text": str(error), "run": run}
+    trace = traceback.format_exc()
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return {
+            "event": "error",
+            "kind": "OSError",
+            "text": f"{name}{error.strerror or error}",
+            "code": error.errno,
+            "trace": trace,
+        }
+    specs = {place["task"], *(place.get("tasks") or {}).values()}
+    told = (_in_users_file(error, spec) for spec in sorted(specs))
+    blame = next(filter(None, told), None)
+    return {
+        "event": "error",
+        "kind": "ConfigError" if blame else "fault",
+        "text": blame or f"{type(error).__name__}: {error}",
+        "trace": trace,
+    }
 
 
 def _listen(requests: queue.Queue[str]) -> None:
@@ -91,7 +132,7 @@ def _in_users_file(error: BaseException, task: str) -> str | None:
     return None
 
 
-def _execute(request: dict[str, Any], tell: Callable[[str, int], None]) -> None:
+def _execute(request: dict[str, Any], tell: Callable[..., None], ending: Ending) -> None:
     import torch
 
     from tombola.engine.stages import Context, execute
@@ -105,8 +146,10 @@ def _execute(request: dict[str, Any], tell: Callable[[str, int], None]) -> None:
     context["store"] = Store(Path(context["store"]))
     context["keep_steps"] = tuple(context["keep_steps"])
     look_beside(request["path"])
-    progress, expect = (functools.partial(tell, event) for event in ("progress", "expect"))
-    execute(Node(**request["node"]), Context(**context, progress=progress, expect=expect))
+    context["progress"] = lambda steps: tell(event="progress", steps=steps)
+    context["expect"] = lambda steps: tell(event="expect", steps=steps)
+    tell(event="begun")
+    execute(Node(**request["node"]), Context(**context, ending=ending))
 
 
 if __name__ == "__main__":
