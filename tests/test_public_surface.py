@@ -178,6 +178,8 @@ TASK = {
     "size",
     "turns",
     "weight_decay",
+    "takes_labels",
+    "turn_loss",
 }
 TURN = ["name", "learns", "repeats", "images"]
 
