@@ -363,6 +363,7 @@ MORE = {
     "search.controls_at": "all",
     "search.draws": 3,
     "search.stop_after": 3,
+    "search.anyway": False,
     "search.method": ["one-shot", "imp"],
     "search.rewind": ["0it", "10it"],
     "search.sparsity": ["0.5", "0.6", "0.7"],
@@ -380,10 +381,11 @@ MORE = {
 BEFORE = {
     "search.sparsity": ["0.5", "0.6"],
     "search.controls_at": "frontier",
+    "search.anyway": True,
     "judge.validation_samples": 0,
     "judge.fakes": 0,
 }
-BOTH_WAYS = {"search.stop_after", "run.workers", "run.keep"}
+BOTH_WAYS = {"search.stop_after", "search.anyway", "run.workers", "run.keep"}
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

@@ -134,6 +134,7 @@ SECTIONS = {
         "controls_at",
         "draws",
         "stop_after",
+        "anyway",
         "seeds",
     },
     "rewind": {"schedule"},
@@ -200,6 +201,7 @@ REGISTERED = {
     "DATA": {"digits", "mnist", "cifar10", "celeba"},
     "FEATURES": set(),
     "CRITERIA": {"magnitude", "random"},
+    "EXECUTORS": {"local", "serial"},
 }
 
 
