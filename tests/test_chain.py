@@ -207,3 +207,10 @@ def test_train_ticket_repeats_the_row_of_find(result, tmp_path):
     (again,) = deciding(tmp_path / "again" / "results.csv")
     found = [r for r in rows(result) if (r["arm"], r["seed"], r["round"]) == ("ticket", "2", "3")]
     assert found == [again]
+
+
+def test_a_rewind_point_in_the_last_fifth_has_fewer_judgements(tmp_path):
+    small = {**OPTIONS, "seeds": 1, "rounds": 1, "rewind": "95%"}
+    found = tombola.find(TASK, out=tmp_path, workers=1, threads=1, **small)
+    assert {row.round for row in found.rows if row.arm == "ticket"} == {1}
+    assert found.summary["runs"]["diverged"] == 0

@@ -75,7 +75,7 @@ def _gone(node: Node, family: str, training: Record, store: Store) -> list[int]:
         return []
     last = int(training.get("steps", training["config"]["steps"]))
     begun = int(training.get("from_step", training["config"].get("from_step", 0)))
-    steps = {*(node.config["steps"] or judged_steps(family, last))}
+    steps = {s for s in node.config["steps"] or judged_steps(family, last) if s >= begun}
     if node.config["validation_samples"]:
         steps |= {*course_steps(last, begun)}
     folder = store.path(node.parents["train"])

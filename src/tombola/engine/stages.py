@@ -158,7 +158,9 @@ def evaluation(node: Node, context: Context) -> None:
     start = time.perf_counter()
     training = context.store.record(node.parents["train"])
     family = context.make_task(node.config).family
+    begun = training.get("from_step", training["config"].get("from_step", 0))
     steps = node.config["steps"] or judged_steps(family, training["steps"])
+    steps = [step for step in steps if step >= begun]  # a late rewind point has fewer
     config = {**node.config, "steps": steps}
     trained = node.parents["train"]
     runtime = context.runtime(config)
@@ -186,7 +188,6 @@ def evaluation(node: Node, context: Context) -> None:
     elif before:
         record |= {"course": before["course"]} if "course" in before else {}
     elif config["validation_samples"] and len(images.splits["validation"]) > 1:
-        begun = training.get("from_step", training["config"].get("from_step", 0))
         states = {
             s: JudgedState(context.store, trained, s, last) for s in course_steps(last, begun)
         }
