@@ -19,7 +19,7 @@ import in_process
 import tombola
 from tombola import api, cli
 from tombola.config import build
-from tombola.engine import handed_out
+from tombola.engine import handed_out, stages
 from tombola.engine.phases import Phases, frontier_level
 from tombola.metrics.rules import Rule, is_beyond
 from tombola.metrics.verdict.losses import gather, search_key
@@ -471,7 +471,7 @@ def test_a_page_says_what_was_not_run_and_means_over_draws(whole):
 
 
 def test_cut_off_at_several_moments_it_comes_to_the_same(whole, tmp_path, monkeypatch):
-    execute, left = in_process.execute, [0]
+    execute, left = stages.execute, [0]
 
     def cut(node, context):
         left[0] -= 1
@@ -479,7 +479,7 @@ def test_cut_off_at_several_moments_it_comes_to_the_same(whole, tmp_path, monkey
             raise KeyboardInterrupt
         execute(node, context)
 
-    monkeypatch.setattr(in_process, "execute", cut)
+    monkeypatch.setattr(stages, "execute", cut)
     for moment in (2, 9, 12, 20, 9, 5):
         left[0] = moment
         with pytest.raises(KeyboardInterrupt):

@@ -169,8 +169,6 @@ def test_a_smaller_network_costs_its_search_and_what_it_trains_itself(found):
         assert int(dense["train_flops"]) == 2 * STEPS * watch["step_macs"]
         assert int(dense["search_flops"]) == 0
         thin = rows["thin-flops", float(share)]
-        near = int(thin["macs_per_sample"]) / int(row["macs_per_sample"])
-        assert 0.98 <= near <= 1.02
         spent = int(row["search_flops"]) + int(row["train_flops"])
         (own,) = [
             r["work"]["step_macs"]

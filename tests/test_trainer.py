@@ -15,7 +15,7 @@ from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top
 from tombola.tasks.base import Task, Turn
 from tombola.training.checkpoint import load_state, save_state
-from tombola.training.trainer import Settings, Trainer, load_weights
+from tombola.training.trainer import Settings, Trainer, load_weights, prepare
 
 TASKS = [TinyAE, TinyGAN]
 
@@ -341,3 +341,13 @@ def test_a_masked_weight_that_is_no_number_is_divergence():
     made.hold.apply()
     with pytest.raises(DivergedError, match=r"a weight of (en|de)coder\..* is nan at step 0"):
         made.judged_weights()
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "plain"), [(4, 2, True), (4, 1, False), (8, 2, False)]
+)
+def test_layers_that_write_beyond_their_memory_in_channels_last_stay_plain(channels, stride, plain):
+    other = nn.Conv2d(3, 5, 3)
+    networks = {"one": nn.Conv2d(channels, 8, 1, stride=stride), "two": other}
+    prepare(networks, Runtime(device=torch.device("cpu")))
+    assert other.weight.is_contiguous() is plain  # what it makes goes on in its layout

@@ -130,7 +130,7 @@ def test_an_interrupted_search_leaves_tables_and_ends_as_if_it_had_not_been(
     arms = [row.arm for row in read_results(out / "results.csv")]
     assert arms == ["dense"] * 3 + ["reinit"] * 3 + ["ticket"] * 3
     sentence = summary["verdicts"]["reconstruction_error"]["sentence"]
-    assert sentence.startswith("In progress, 3 of 5 trainings: Not enough runs for a verdict")
+    assert sentence.startswith("In progress, 3 of 5 trainings: The dense network is not trained")
     assert not (out / "tickets").exists()
     assert cli.main(["report", str(out)]) == 0
     page = out / "report.html"
@@ -138,7 +138,7 @@ def test_an_interrupted_search_leaves_tables_and_ends_as_if_it_had_not_been(
     text = page.read_text()
     assert "<span>in progress: 3 of 5 trainings</span>" in text
     assert re.search(r'class="state open">in progress<', text)
-    assert '<p class="sentence">In progress, 3 of 5 trainings: Not enough runs for' in text
+    assert '<p class="sentence">In progress, 3 of 5 trainings: The dense network is not' in text
     assert cli.main(["report", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"report": str(page), "progress": {"done": 3, "of": 5}}

@@ -310,11 +310,27 @@ class Trainer:
 
 def prepare(networks: Networks, runtime: Runtime) -> None:
     """Move networks to the device, convolutions in channels_last, in train mode."""
+    plain = runtime.device.type == "cpu" and any(map(_breaks_in_channels_last, networks.values()))
     for network in networks.values():
         network.to(runtime.device)
-        if any(p.dim() == 4 for p in network.parameters()):
+        if not plain and any(p.dim() == 4 for p in network.parameters()):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.train()
+
+
+def _breaks_in_channels_last(network: nn.Module) -> bool:
+    """Whether a convolution of a network writes beyond its memory in channels_last on a CPU.
+
+    In oneDNN 3.12 (torch 2.13, AVX2) the weights' gradient of a 1x1 convolution with strides and
+    fewer than eight channels does: wrong numbers, or a crash at some later time.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels // layer.groups < 8
+        for layer in network.modules()
+    )
 
 
 def load_any_size(networks: Networks, weights: Mapping[str, Tensor]) -> None:
