@@ -20,7 +20,7 @@ from tombola import config, values
 from tombola.config import Config, build
 from tombola.engine import earlier as earlier_call
 from tombola.engine import search
-from tombola.engine.executor import FIRST
+from tombola.engine.agenda import FIRST
 from tombola.engine.stages import STAGES
 from tombola.errors import ConfigError
 from tombola.learned_config import LEARNED

@@ -313,6 +313,7 @@ def test_a_search_cut_off_between_checkpoints_ends_at_the_same_bytes(
     for node in nodes[:2]:
         execute(node, context(tmp_path / "cut", kind))
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "MOST_SHARE", float("inf"))
     advance = Trainer.advance
 
     def failing(self):

@@ -236,10 +236,10 @@ class Threaded:
         self.thread.start()
 
     def wait(self):
-        self.cancel()
+        self.cancel(grace=True)
         return self.made[0]
 
-    def cancel(self):
+    def cancel(self, *, grace):
         if self.thread is not None:
             self.thread.join()
             self.thread = None

@@ -304,7 +304,8 @@ def test_a_command_to_come_says_so(name: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_exit_codes() -> None:
-    assert (cli.DONE, cli.FAULT, cli.USER, cli.INTERRUPTED) == (0, 1, 2, 130)
+    assert (cli.DONE, cli.FAULT, cli.USER) == (0, 1, 2)
+    assert (cli.INTERRUPTED, cli.PREEMPTED) == (130, 143)
 
 
 def test_the_keys_of_a_config() -> None:

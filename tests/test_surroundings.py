@@ -21,10 +21,9 @@ import tombola
 from tombola import atomic, cli, registry
 from tombola.engine import local_pool
 from tombola.engine.surroundings import own_source
-from tombola.errors import ConfigError, EndedError
+from tombola.errors import ConfigError
 from tombola.runs import lock
 from tombola.runs.lock import locked
-from tombola.runs.plan import Node
 from tombola.sparsity.container import canonical
 
 SOURCE = str(Path(tombola.__file__).parent.parent)
@@ -122,39 +121,6 @@ def test_lines_that_are_no_messages_go_to_stderr_and_a_listener_ends_with_none(c
     process.stdout.close()
     assert [messages.get_nowait() for _ in range(2)] == [(3, {"event": "done"}), (3, None)]
     assert capsys.readouterr().err == 'hello\\\n[1]\n{"steps": 1}\n'.replace("\\\n", "\n\\xff\n")
-
-
-@pytest.mark.parametrize(
-    ("number", "words", "not_words"),
-    [
-        (signal.SIGKILL, "was killed (SIGKILL), as systems do that are short of memory", "report"),
-        (signal.SIGTERM, "was ended from outside (SIGTERM)", "memory"),
-        (signal.SIGSEGV, "crashed in native code (SIGSEGV)", "memory"),
-        (signal.SIGALRM, "was ended by signal 14", "memory"),
-    ],
-)
-def test_a_worker_that_was_killed_is_told_by_its_signal(
-    number, words, not_words, monkeypatch, capsys
-):
-    process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, text=True)
-    pool = local_pool.LocalPool(None)
-    node = Node(kind="train", config={}, label="dense, seed 0")
-    pool._workers.append(local_pool._Worker(process, node))
-    pool._messages.put((0, None))
-    process.send_signal(number)
-    with pytest.raises(EndedError) as caught:
-        pool.wait()
-    line = str(caught.value)
-    assert f"worker {process.pid} {words} during: dense, seed 0; what is finished is kept" in line
-    assert "run the same command again to go on" in line
-    assert not_words not in line
-
-    def end(_):
-        raise caught.value
-
-    monkeypatch.setattr(cli, "_run", end)
-    assert cli.main(["find"]) == 1
-    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_a_user_s_file_finds_its_neighbours_first_while_it_is_imported_and_last_later(

@@ -82,6 +82,8 @@ class Bar(Progress):
         self._under_way.pop(node.hash, None)
         self._name()
 
+    lost = finished
+
     def _name(self) -> None:
         """Name what is under way, cut to the terminal's width."""
         if self._bar is None:

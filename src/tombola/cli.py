@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from tombola.errors import ConfigError, EndedError, UserError, unknown
+from tombola.errors import ConfigError, EndedError, PreemptedError, UserError, unknown
 from tombola.hub import is_hub, resolve
 from tombola.parser import build_parser
 from tombola.streams import careful, open_streams
 
-DONE, FAULT, USER, INTERRUPTED = 0, 1, 2, 130
+DONE, FAULT, USER, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143
 MOST_CHARACTERS = 800
 """Of an error: what comes in may be as long as a command line."""
 TO_COME: dict[str, str] = {}
@@ -40,7 +40,7 @@ _USER_ERRNOS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code of the contract (0, 1, 2 or 130)."""
+    """Run the command line; returns the exit code of the contract (0, 1, 2, 130 or 143)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _interrupt)
     open_streams()
@@ -54,10 +54,10 @@ def _answered(arguments: list[str]) -> int:
         return _run(arguments)
     except UserError as error:
         return _fail(str(error), USER)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         line = shlex.join(["tombola", *arguments])
         print(f"\ninterrupted; nothing is lost. To resume: {line}", file=sys.stderr)
-        return INTERRUPTED
+        return PREEMPTED if isinstance(error, PreemptedError) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
@@ -75,7 +75,7 @@ def _answered(arguments: list[str]) -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise PreemptedError
 
 
 def _os_error(error: OSError) -> int:

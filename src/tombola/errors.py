@@ -34,6 +34,10 @@ class EndedError(Exception):
     """Work was ended from outside: says by what, and how to go on."""
 
 
+class PreemptedError(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): as by Ctrl-C, and soon."""
+
+
 class DivergedError(Exception):
     """A loss or a score is not finite: the run ends as diverged, the search goes on."""
 

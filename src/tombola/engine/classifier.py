@@ -27,6 +27,7 @@ from tombola.models.classifier import (
     classification_loss,
     classifier_recipe,
 )
+from tombola.runs.store import CHECKPOINT
 from tombola.runtime import Runtime, seed_everything
 from tombola.tasks.base import Networks, Shape, Task
 from tombola.training.checkpoint import load_checkpoint, save_state
@@ -84,7 +85,7 @@ def train_judge(
     seed_everything(0, "judge")
     networks = task.networks((channels, 32, 32))
     trainer = Trainer(task, networks, batches, Settings(runtime=runtime, seed=0, total_steps=steps))
-    seconds = _run(trainer, folder / "checkpoint.safetensors", progress)
+    seconds = _run(trainer, folder / CHECKPOINT, progress)
     model = networks["classifier"].eval()
     assert isinstance(model, Classifier)
     metadata: dict[str, Any] = {"data": images.name, "steps": steps, "labelled": labelled}

@@ -42,6 +42,8 @@ class Context:
     """Told how many steps were done since it was last told."""
     expect: Callable[[int], None] = lambda steps: None
     """Told by how many steps a run is longer than the plan could know; below 0: shorter."""
+    ending: Callable[[], bool] = lambda: False
+    """Whether the process was asked to end: what can be taken up again is saved and left."""
 
     def thin_of(self, parents: Mapping[str, str]) -> dict[str, Any]:
         """How the networks of a training were made thinner, by its parents; empty if not."""
@@ -77,7 +79,10 @@ class Context:
 
 
 def open_context(
-    fields: Mapping[str, Any], progress: Callable[[int], None], expect: Callable[[int], None]
+    fields: Mapping[str, Any],
+    progress: Callable[[int], None],
+    expect: Callable[[int], None],
+    ending: Callable[[], bool] = lambda: False,
 ) -> Context:
     """The context of plain fields, as they come from another process."""
     fields = {
@@ -85,7 +90,7 @@ def open_context(
         "store": Store(Path(fields["store"])),
         "keep_steps": tuple(fields["keep_steps"]),
     }
-    return Context(**fields, progress=progress, expect=expect)
+    return Context(**fields, progress=progress, expect=expect, ending=ending)
 
 
 def unchanged(spec: str, named: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from tombola.errors import ConfigError, DivergedError
 from tombola.recipes.thin import forward_macs, thin_networks, thin_plan
 from tombola.recipes.trial import thinner, work_of
 from tombola.runs.plan import Node
+from tombola.runs.store import CHECKPOINT
 from tombola.sparsity.compact import Channels, Kept, check_cut, random_like, rounded
 from tombola.sparsity.cutting import Cut, shrink
 from tombola.sparsity.earlybird import Watch, overlap, pooled_masks
@@ -51,14 +52,14 @@ def watch(node: Node, context: Context) -> None:
     watches = {
         share: Watch(config["delta"], config["rule"] == "corrected") for share in config["compress"]
     }
-    checkpoint, seconds = part / "checkpoint.safetensors", 0.0
+    checkpoint, seconds = part / CHECKPOINT, 0.0
     cuts: dict[str, dict[str, Any]] = {}
     if (saved := load_checkpoint(checkpoint)) is not None:
         manifest = saved[1]
         trainer.resume(*saved)
         seconds, cuts = float(manifest["seconds"]), manifest["cuts"]
         watches = {share: unpacked(each) for share, each in manifest["watches"].items()}
-    loop = Loop(trainer, context.progress, checkpoint, seconds, 0)
+    loop = Loop(trainer, context, checkpoint, seconds, 0)
     loop.extra = lambda: {
         "watches": {share: packed(each) for share, each in watches.items()},
         "cuts": cuts,

@@ -13,29 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tombola.engine.agenda import Agenda
+from tombola.engine.losses import TRIES, Losses, describe_loss, what_was_lost
 from tombola.errors import ConfigError, UserError
 from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.plan import Graph, Node
 from tombola.runs.store import Store
-
-FIRST = {
-    "import": 0,
-    "rewind": 1,
-    "scores": 2,
-    "mask": 2,
-    "cut": 2,
-    "thin": 2,
-    "transfer": 2,
-    "overlap": 3,
-    "evaluate": 3,
-    "floor": 3,
-    "trivial": 3,
-    "judge": 4,
-    "search": 5,
-    "watch": 5,
-    "train": 5,
-}
-"""Which kind of ready run goes first: the short ones, which others wait for."""
 
 
 @dataclass
@@ -54,12 +37,24 @@ class Work:
     expect: Callable[[int], None] = lambda steps: None
     started: Callable[[Node], None] = lambda node: None
     finished: Callable[[Node], None] = lambda node: None
+    lost: Callable[[Node], None] = lambda node: None
+    """Told of a run that was started and is not under way any more."""
+    note: Callable[[str], None] = lambda text: None
     more: Callable[[Node], Iterable[Node]] = lambda node: ()
     """The runs beside the graph's own that have become due by one that is whole."""
 
 
+@dataclass(frozen=True)
+class End:
+    """What an executor tells of a run that is not under way any more."""
+
+    node: Node
+    lost: str = ""
+    """How it lost the process that carried it out; empty if it is whole."""
+
+
 class Executor(Protocol):
-    """Where runs are carried out."""
+    """Where runs are carried out. Runs meet in the store: no tensors pass through here."""
 
     @property
     def free(self) -> bool:
@@ -67,48 +62,68 @@ class Executor(Protocol):
         ...
 
     def submit(self, node: Node) -> None:
-        """Begin a run whose parents are whole."""
+        """Begin a run whose parents are whole; one that was lost is taken up where it was."""
         ...
 
-    def wait(self) -> Node:
-        """Wait for the next run that is whole, telling ``Work.progress`` and ``expect`` meanwhile.
+    def wait(self) -> End:
+        """Wait for the next run that ends, telling ``Work.progress`` and ``expect`` meanwhile.
 
-        UserError (of its kind) or OSError if a run fails.
+        UserError (of its kind) or OSError if a run fails by itself.
         """
         ...
 
-    def cancel(self) -> None:
-        """End all that is under way, now: the next call takes it up."""
+    def cancel(self, *, grace: bool) -> None:
+        """End all that is under way; with grace it may take seconds to save what it has."""
         ...
 
 
 def carry_out(work: Work, executor: Executor) -> list[str]:
     """Carry out every node that is not in the store; returns the hashes of those carried out.
 
-    Raises what a run raises: what is whole stays, nothing is under way when this returns or raises.
+    A run that loses its process is begun again. EndedError at the end if runs were given up
+    (``losses.Losses``): all that does not build on them is whole. Raises what a run raises. What is
+    whole stays, nothing is under way when this returns or raises; interrupted, what is under way is
+    saved.
     """
     done = work.store.finished()
-    todo = {node.hash: node for node in work.graph.missing(done)}
-    under_way: set[str] = set()
-    carried_out: list[str] = []
+    agenda, losses = Agenda(work.graph.missing(done), done), Losses(work.store)
+    under_way, carried_out, grace = 0, [], False
     try:
-        while todo or under_way:
-            ready = [n for n in todo.values() if all(p in done for p in n.parents.values())]
-            for node in sorted(ready, key=lambda node: FIRST[node.kind]):
-                if not executor.free:
-                    break
-                under_way.add(node.hash)
-                executor.submit(todo.pop(node.hash))
+        while True:
+            while executor.free and (node := agenda.take()):
+                executor.submit(node)
                 work.started(node)
-            node = executor.wait()
-            under_way.remove(node.hash)
-            done.add(node.hash)
-            carried_out.append(node.hash)
-            work.finished(node)
-            todo.update({each.hash: each for each in work.more(node)})
+                under_way += 1
+            if not under_way:
+                break
+            end = executor.wait()
+            under_way -= 1
+            if end.lost:
+                work.lost(end.node)
+                _begin_again(end, work, agenda, losses)
+                continue
+            carried_out.append(end.node.hash)
+            agenda.finish(end.node)
+            work.finished(end.node)
+            agenda.add(work.more(end.node))
+        losses.check(agenda.waiting)
+        assert not agenda.waiting, "runs wait for others that are not in the graph"
+    except KeyboardInterrupt:
+        grace = True
+        raise
     finally:
-        executor.cancel()
+        executor.cancel(grace=grace)
     return carried_out
+
+
+def _begin_again(end: End, work: Work, agenda: Agenda, losses: Losses) -> None:
+    """Put a run that was lost back on the agenda, or give it up."""
+    next_try, label = losses.again(end.node, end.lost), end.node.label
+    if next_try:
+        agenda.give_back(end.node)
+        work.note(f"{end.lost} during: {label}; it is begun again (try {next_try} of {TRIES})")
+    else:
+        work.note(f"{end.lost} during: {label}; given up after {TRIES} tries")
 
 
 class Serial:
@@ -130,7 +145,7 @@ class Serial:
         """Let the next wait carry this run out."""
         self._node = node
 
-    def wait(self) -> Node:
+    def wait(self) -> End:
         """Carry out the run that was submitted."""
         from tombola.engine.context import open_context
         from tombola.engine.stages import execute
@@ -138,12 +153,18 @@ class Serial:
 
         node, work = self._node, self._work
         assert node is not None, "nothing was submitted"
-        with generators_as_found(), blame_users_file(work.context), flush_denormals():
-            execute(node, open_context(work.context, work.progress, work.expect))
         self._node = None
-        return node
+        try:
+            with generators_as_found(), blame_users_file(work.context), flush_denormals():
+                execute(node, open_context(work.context, work.progress, work.expect))
+        except Exception as error:
+            lost = describe_loss(error)
+            if not lost:
+                raise
+            return End(node, lost)
+        return End(node)
 
-    def cancel(self) -> None:
+    def cancel(self, *, grace: bool) -> None:
         """Forget what was submitted."""
         self._node = None
 
@@ -172,7 +193,7 @@ def blame_users_file(context: Mapping[str, Any]) -> Iterator[None]:
     except BaseException as error:
         specs = {context["task"], *(context.get("tasks") or {}).values()}
         blame = next(filter(None, (_place_in(error, spec) for spec in sorted(specs))), None)
-        if blame is None:
+        if blame is None or what_was_lost(error):
             raise
         raise ConfigError(blame) from error
 

@@ -11,6 +11,7 @@ from tombola.engine.context import Context, commit, diverged
 from tombola.engine.loop import Loop
 from tombola.errors import DivergedError
 from tombola.runs.plan import Node
+from tombola.runs.store import CHECKPOINT
 from tombola.runtime import seed_everything
 from tombola.sparsity.masks import prunable
 from tombola.sparsity.tickets import Ticket, save_ticket
@@ -30,12 +31,12 @@ def search(node: Node, context: Context) -> None:
     state = context.store.path(node.parents["rewind"]) / "state.safetensors"
     start = under(load_state(state)[0], "network.")
     trainer = _trainer(node, context, start)
-    checkpoint, seconds = part / "checkpoint.safetensors", 0.0
+    checkpoint, seconds = part / CHECKPOINT, 0.0
     if checkpoint.exists():
         tensors, manifest = load_state(checkpoint)
         trainer.resume(tensors, manifest)
         seconds = float(manifest["seconds"])
-    loop = Loop(trainer, context.progress, checkpoint, seconds, 0, looked_at=False)
+    loop = Loop(trainer, context, checkpoint, seconds, 0, looked_at=False)
     why = {}
     try:
         while trainer.step < trainer.settings.total_steps:

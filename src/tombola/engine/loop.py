@@ -7,26 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tombola.engine.context import Context
+from tombola.errors import EndedError
 from tombola.training.checkpoint import save_state
 from tombola.training.starting import Start
 from tombola.training.trainer import Trainer
 
-CHECKPOINT_SECONDS = 60.0
+FIRST_SECONDS, CHECKPOINT_SECONDS = 2.0, 60.0
+"""When the first checkpoint is written, and, as the time doubles, how often later ones."""
+MOST_SHARE = 1 / 20
+"""What checkpoints may take of the time."""
 PROGRESS_SECONDS = 0.5
 
 
 class Loop:
     """A training's clock, progress reports and checkpoints.
 
-    ``progress`` is told of steps done, ``path`` is where checkpoints go; ``seconds`` were spent
-    before, ``first`` is the step that the training began at, and ``rewound`` whether its weights
-    come from another training. ConfigError from within if they are changed before they are used.
+    ``context`` is told of steps done, and asked whether to end; ``path`` is where checkpoints go;
+    ``seconds`` were spent before, ``first`` is the step that the training began at, and ``rewound``
+    whether its weights come from another training. ConfigError from within if they are changed
+    before they are used.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        progress: Callable[[int], None],
+        context: Context,
         path: Path,
         seconds: float,
         first: int,
@@ -34,27 +40,37 @@ class Loop:
         rewound: bool = False,
         looked_at: bool = True,
     ) -> None:
-        self.trainer, self.progress, self.path = trainer, progress, path
+        self.trainer, self.context, self.path = trainer, context, path
         self.seconds = seconds
         self.extra: Callable[[], dict[str, Any]] = dict
         """What else a checkpoint's manifest has."""
         self._lap = self._saved = self._told = time.perf_counter()
         self._told_step = first
+        self._pause_seconds = min(FIRST_SECONDS, CHECKPOINT_SECONDS)
         advice = "initialise and load weights in the task's networks(), not in its loss()"
         self._start = Start(trainer.networks, own=not rewound, advice=advice)
         if looked_at:  # a search for masks itself puts w * z in the place of w
             self._start.watch(Start.check, trainer.optimizers.values())
 
     def advance(self) -> None:
-        """One step; a checkpoint at most every minute."""
+        """One step, and a checkpoint where one is due; EndedError once the process is to end."""
         self.trainer.advance()
         now = time.perf_counter()
         if now - self._told > PROGRESS_SECONDS:
             self._tell(now)
-        if now - self._saved > CHECKPOINT_SECONDS:
-            self.close()
-            save_state(self.path, self.trainer, {"seconds": self.seconds, **self.extra()})
-            self._saved = time.perf_counter()
+        ending = self.context.ending()
+        if ending or now - self._saved > self._pause_seconds:
+            self._save()
+        if ending:
+            raise EndedError(f"asked to end, at step {self.trainer.step}")
+
+    def _save(self) -> None:
+        self.close()
+        begin = time.perf_counter()
+        save_state(self.path, self.trainer, {"seconds": self.seconds, **self.extra()})
+        self._saved = time.perf_counter()
+        least = (self._saved - begin) / MOST_SHARE
+        self._pause_seconds = max(min(2 * self._pause_seconds, CHECKPOINT_SECONDS), least)
 
     def close(self) -> None:
         """Bring the clock and the progress up to date."""
@@ -65,5 +81,5 @@ class Loop:
         self._tell(now)
 
     def _tell(self, now: float) -> None:
-        self.progress(self.trainer.step - self._told_step)
+        self.context.progress(self.trainer.step - self._told_step)
         self._told, self._told_step = now, self.trainer.step

@@ -16,12 +16,15 @@ from typing import TypeVar
 
 from tombola.engine.output import Output
 from tombola.engine.progress import Progress, judgement
+from tombola.errors import EndedError, PreemptedError
 from tombola.recipes.cells import Cell, Plan, keep_done
 from tombola.runs.plan import Node
 from tombola.runs.store import Store
 
 Tables = TypeVar("Tables", bound=Output)
 TABLES_SECONDS, PAGE_SECONDS = 10.0, 60.0
+PREEMPTED_SECONDS = 2.0
+"""How long what is being written may take where the process has to end soon."""
 SHARE = 1 / 40
 """What tables and page may each take of the time."""
 
@@ -48,7 +51,7 @@ class Meanwhile:
 
     ``plans``: of one graph, which may grow; a cell of any of them is a training to be told of.
     ``tables`` gets what is known, ``page`` is called behind it. A context: what is left to be
-    written when a search is interrupted is written at its end.
+    written when a search is interrupted is written at its end, unless it has to end soon.
     """
 
     def __init__(
@@ -79,10 +82,15 @@ class Meanwhile:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        preempted = kind is PreemptedError
         if self._thread is not None:
-            self._thread.join()
-        if kind is not None and self._tables.due:
+            self._thread.join(PREEMPTED_SECONDS if preempted else None)
+        if preempted or kind is None:
+            return
+        if self._tables.due:
             self._carry_out(self._tables)
+        if kind is EndedError:
+            self._carry_out(self._page)
 
     def finished(self, node: Node) -> None:
         """Of a judgement tell, and have it written."""

@@ -72,8 +72,11 @@ class Progress:
     def started(self, node: Node) -> None:
         """A run is under way."""
 
+    def lost(self, node: Node) -> None:
+        """A run is not under way any more: its worker is gone."""
+
     def advance(self, steps: int) -> None:
-        """Training steps done since the last call."""
+        """Training steps done since the last call; below 0: lost with a worker."""
 
     def expect(self, steps: int) -> None:
         """So many more training steps are left than was told; below 0: fewer."""

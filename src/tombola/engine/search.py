@@ -204,6 +204,8 @@ def carry_graph(
             expect=progress.expect,
             started=progress.started,
             finished=finished,
+            lost=progress.lost,
+            note=progress.note,
         )
         carry_out(work, EXECUTORS.load(EXECUTOR)(work))
     finally:

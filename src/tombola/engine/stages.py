@@ -43,6 +43,7 @@ from tombola.recipes.cells import course_steps, judged_steps
 from tombola.recipes.thin import thinned
 from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
+from tombola.runs.store import CHECKPOINT
 from tombola.training.checkpoint import load_checkpoint, load_state, save_state, save_weights
 from tombola.training.trainer import Trainer, under
 
@@ -68,7 +69,7 @@ def train(node: Node, context: Context) -> None:
     known = _forget_peak(trainer.settings.runtime.device)
     made = _smaller(node, context, trainer) | {"from_step": first, "steps": total}
     seconds = 0.0
-    checkpoint = part / "checkpoint.safetensors"
+    checkpoint = part / CHECKPOINT
     if (saved := load_checkpoint(checkpoint)) is not None:
         trainer.resume(*saved)
         seconds = float(saved[1]["seconds"])
@@ -77,7 +78,7 @@ def train(node: Node, context: Context) -> None:
     # What was cut or thinned has another number of steps than the plan could know.
     context.expect(total - first - node.steps)
     rewound = "from_step" in config
-    loop = Loop(trainer, context.progress, checkpoint, seconds, first, rewound=rewound)
+    loop = Loop(trainer, context, checkpoint, seconds, first, rewound=rewound)
     try:
         while True:
             if trainer.step in kept:

@@ -29,7 +29,7 @@ from tombola.sparsity.tickets import save_ticket
 
 OWN = "own"
 """Folder of OUT with a folder for each training, where the script's words ask for it."""
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 8.0
 """How long a script that is asked to end may take before it is killed."""
 Tell = Callable[[str], None]
 

@@ -25,6 +25,8 @@ from tombola.atomic import clear_litter, sync_folder, write_atomic
 from tombola.errors import ConfigError, DamagedError, DataError, TicketError
 
 MARKER = "run.json"
+CHECKPOINT = "checkpoint.safetensors"
+FAILED = "failed.json"
 PASSING = ("judge-*.safetensors", "state-*.safetensors")
 """Files of a run that go once all that need them are whole, and so are not in its marker."""
 
@@ -150,16 +152,34 @@ class Store:
         self._reasons[name] = why
         (self.path(name) / MARKER).unlink(missing_ok=True)
 
+    def part(self, name: str) -> Path:
+        """Where a run is under way."""
+        return self.folder / f"{name}.part"
+
     def begin(self, name: str) -> Path:
         """The ``.part`` folder of a run, new or as it was left."""
-        part = self.folder / f"{name}.part"
+        part = self.part(name)
         part.mkdir(parents=True, exist_ok=True)
         clear_litter(part)
+        (part / FAILED).unlink(missing_ok=True)
         return part
+
+    def checkpoint(self, name: str) -> tuple[int, int] | None:
+        """What tells the checkpoint of a run under way from a newer one; None if it has none."""
+        try:
+            stat = (self.part(name) / CHECKPOINT).stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def fail(self, name: str, record: Mapping[str, Any]) -> None:
+        """Say of a run that it was given up, and why, until it is begun again."""
+        self.part(name).mkdir(exist_ok=True)
+        write_json(self.part(name) / FAILED, record)
 
     def commit(self, name: str, record: Mapping[str, Any]) -> None:
         """Mark the run as whole: the marker is written last, then the folder gets its name."""
-        part = self.folder / f"{name}.part"
+        part = self.part(name)
         files = sorted(p for p in part.iterdir() if p.is_file() and p.name != MARKER)
         stay = [path for path in files if not any(map(path.match, PASSING))]
         told = {**finite(record), "files": {path.name: _entry(path) for path in stay}}
