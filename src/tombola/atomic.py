@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 _LITTER = re.compile(r"\..+\.(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|tmp)")
@@ -21,10 +22,11 @@ _LITTER = re.compile(r"\..+\.(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|tmp)")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file at ``path`` when the block ends well; its folder exists.
 
-    OSError (full disk, no permission) names the file; nothing is left behind then.
+    ``sync``: whether it lasts through a power cut, which costs a wait for the disk. OSError (full
+    disk, no permission) names the file; nothing is left behind then.
     """
     # At most 50 characters of the name, as of 255 bytes a name may have 4 for each.
     part = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -32,26 +34,42 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with open(part, "xb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         os.replace(part, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename in (None, part, str(part)):
             error.filename, error.filename2 = str(path), None
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_path(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or not there; its folder must exist."""
+    """Write a file so that it is either whole or not there; its folder must exist.
+
+    One that holds these bytes already is left as it is.
+    """
+    if _holds(path, data):
+        return
     with replacing(path) as stream:
         stream.write(data)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power cut, where the system can."""
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        stat = path.lstat()  # a link is replaced, whatever it leads to
+        same = S_ISREG(stat.st_mode) and stat.st_size == len(data)
+        return same and path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def sync_path(path: Path) -> None:
+    """Make a file, or the renames in a folder, last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -32,6 +32,11 @@ class Context:
     white: int = 0
     keep_steps: tuple[int, ...] = ()
     """Steps whose whole state the dense run keeps: the rewind points known at the time."""
+    moments: bool = True
+    """Whether these states keep what the optimizers know, which only tickets with
+    ``optimizer_at_rewind=restore`` take up."""
+    course: bool = True
+    """Whether a training keeps the states by which its course is judged, all along the way."""
     tasks: Mapping[str, str] | None = None
     """Name in a node's config -> spec of each task, where a graph has runs of several."""
     inputs: Mapping[str, str] | None = None

@@ -15,10 +15,10 @@ from tombola.runs.store import CHECKPOINT
 from tombola.runtime import seed_everything
 from tombola.sparsity.masks import prunable
 from tombola.sparsity.tickets import Ticket, save_ticket
-from tombola.training.checkpoint import load_state
+from tombola.training.checkpoint import load_start, load_state
 from tombola.training.learned import MASK_TRAINERS, MaskTrainer
 from tombola.training.scoring import batches_of
-from tombola.training.trainer import Settings, load_weights, under
+from tombola.training.trainer import Settings, load_weights
 
 
 def search(node: Node, context: Context) -> None:
@@ -29,7 +29,7 @@ def search(node: Node, context: Context) -> None:
         commit(node, context, {"not_run": True})
         return
     state = context.store.path(node.parents["rewind"]) / "state.safetensors"
-    start = under(load_state(state)[0], "network.")
+    start = load_start(state)
     trainer = _trainer(node, context, start)
     checkpoint, seconds = part / CHECKPOINT, 0.0
     if checkpoint.exists():

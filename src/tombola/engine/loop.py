@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tombola.atomic import sync_path
 from tombola.engine.context import Context
 from tombola.errors import EndedError
 from tombola.training.checkpoint import save_state
@@ -44,6 +45,7 @@ class Loop:
         self.seconds = seconds
         self.extra: Callable[[], dict[str, Any]] = dict
         """What else a checkpoint's manifest has."""
+        self._unsynced: list[Path] = []
         self._lap = self._saved = self._told = time.perf_counter()
         self._told_step = first
         self._pause_seconds = min(FIRST_SECONDS, CHECKPOINT_SECONDS)
@@ -64,9 +66,29 @@ class Loop:
         if ending:
             raise EndedError(f"asked to end, at step {self.trainer.step}")
 
+    def lose(self, path: Path) -> None:
+        """A file that was written without a wait for the disk: it may be lost with the training.
+
+        It is waited for with the next checkpoint, after which the training would not write it
+        again; one that ends before its first checkpoint is soon made anew.
+        """
+        self._unsynced.append(path)
+
+    def sync(self) -> None:
+        """Wait for such files, if a checkpoint was written: the training was long."""
+        if self.path.exists():
+            self._wait()
+
+    def _wait(self) -> None:
+        for path in self._unsynced:
+            sync_path(path)
+        self._unsynced.clear()
+
     def _save(self) -> None:
         self.close()
         begin = time.perf_counter()
+        self.trainer.forget_gradients()
+        self._wait()
         save_state(self.path, self.trainer, {"seconds": self.seconds, **self.extra()})
         self._saved = time.perf_counter()
         least = (self._saved - begin) / MOST_SHARE

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tombola.atomic import replacing
+from tombola.atomic import replacing, sync_path
 from tombola.engine.context import Context, commit, diverged, unchanged
 from tombola.engine.scoring import mask_at_init, scores_of
 from tombola.engine.starts import trainer_of
 from tombola.errors import TicketError
 from tombola.registry import is_file_spec
 from tombola.runs.plan import Node
-from tombola.sparsity.container import verify_file
+from tombola.sparsity.container import read_manifest, verify_file
 from tombola.sparsity.cost import count_macs
+from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import Masks, count, prunable
 from tombola.sparsity.select import top
 from tombola.sparsity.tickets import Ticket, load_ticket, save_tensors, save_ticket
 from tombola.sparsity.transfer import carried, grafted
 from tombola.tasks.base import Networks, Task
-from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
+from tombola.training.checkpoint import load_start, load_weights_file, save_state, save_weights
 from tombola.training.scoring import Scored, batches_of, score_weights
-from tombola.training.trainer import load_weights, prepare, under
+from tombola.training.trainer import load_weights, prepare
 
 
 def import_ticket(node: Node, context: Context) -> None:
@@ -46,28 +47,29 @@ def rewind(node: Node, context: Context) -> None:
     state = dense / f"state-{node.config['step']}.safetensors"
     target = part / "state.safetensors"
     target.unlink(missing_ok=True)
-    replayed = not _sound(state)
+    replayed = not _sound(state, context.moments)
     if replayed:
         config = context.store.record(node.parents["dense"])["config"]
         trainer = trainer_of(config, context, None)
         while trainer.step < node.config["step"]:
             trainer.advance()
-        save_state(target, trainer)
+        save_state(target, trainer, moments=context.moments)
     else:
         try:
             os.link(state, target)
+            sync_path(target)
         except OSError:  # a file system without hard links
             _copy(state, target)
     commit(node, context, {"replayed": replayed})
 
 
-def _sound(state: Path) -> bool:
-    """Whether a state on the way is there, whole."""
+def _sound(state: Path, moments: bool) -> bool:
+    """Whether a state on the way is there, whole, and with an optimizer's moments if asked."""
     try:
         verify_file(state)
+        return not moments or bool(read_manifest(state).get("moments", True))
     except TicketError:
         return False
-    return True
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -111,7 +113,7 @@ def mask(node: Node, context: Context) -> None:
     among: Masks | None = None
     if "previous" in node.parents:
         previous = node.parents["previous"]
-        among = store.read(previous, "ticket.safetensors", load_ticket).masks
+        among = store.read(previous, "ticket.safetensors", load_masks)
     start, macs = time.perf_counter(), 0
     masks: Masks = {}
     if "method" in config:
@@ -158,8 +160,7 @@ def transfer(node: Node, context: Context) -> None:
 
 def _start(context: Context, node: Node, role: str = "rewind") -> dict[str, Tensor]:
     """The weights and buffers at the rewind point that a node begins with."""
-    state = context.store.read(node.parents[role], "state.safetensors", load_state)
-    return under(state[0], "network.")
+    return context.store.read(node.parents[role], "state.safetensors", load_start)
 
 
 def _scores(

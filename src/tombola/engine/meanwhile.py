@@ -70,8 +70,11 @@ class Meanwhile:
         self._changed, self._ended = threading.Condition(), False
         self._thread: threading.Thread | None = None
         self._failed, self._complained = "", False
-        self._labelled: list[tuple[Plan, Cell]] = []
+        self._labelled: list[list[Cell]] = []
         self._labels: dict[str, str] = {}
+        self._cells: dict[str, tuple[Plan, Cell]] = {}
+        self._width = 0
+        """Of the longest label."""
 
     def __enter__(self) -> Meanwhile:
         self._before = self._store.finished()
@@ -100,9 +103,7 @@ class Meanwhile:
             self.progress.note(
                 f"the results so far could not be written ({self._failed}); the search goes on"
             )
-        cells = [(plan, cell) for plan in self._plans for cell in plan.cells]
-        if cells != self._labelled:  # plans may change on the way
-            self._labelled, self._labels = cells, labels_of(self._plans)
+        self._label()
         if node.hash not in self._labels:
             return
         with self._changed:
@@ -111,7 +112,21 @@ class Meanwhile:
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_writing, daemon=True)
             self._thread.start()
-        self._tell(*next(each for each in cells if each[1].evaluate == node.hash))
+        self._tell(*self._cells[node.hash])
+
+    def _label(self) -> None:
+        """Learn which judgement is of which training, when the plans have changed."""
+        now = [plan.cells for plan in self._plans]
+        same = len(now) == len(self._labelled)
+        if same and all(a is b for a, b in zip(now, self._labelled, strict=True)):
+            return
+        self._labelled, self._labels = now, labels_of(self._plans)
+        self._width = max(map(len, self._labels.values()), default=0)
+        self._cells = {
+            cell.evaluate: (plan, cell)
+            for plan in reversed(self._plans)
+            for cell in reversed(plan.cells)
+        }
 
     def _tell(self, plan: Plan, cell: Cell) -> None:
         """Tell of a training that was judged, beside the dense one."""
@@ -120,7 +135,7 @@ class Meanwhile:
         self.progress.judged(
             judgement(
                 self._labels[cell.evaluate],
-                max(map(len, self._labels.values())),
+                self._width,
                 self._store.record(cell.evaluate),
                 self._store.record(beside) if beside else None,
             )

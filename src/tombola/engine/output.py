@@ -31,8 +31,8 @@ from tombola.registry import is_file_spec, split_file_spec
 from tombola.runs.results import CostRow, Row, write_costs, write_results
 from tombola.runs.store import Store, finite, write_json
 from tombola.runs.unfinished import in_progress
+from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import collapsed
-from tombola.sparsity.tickets import load_ticket
 
 TICKET, FINAL = "ticket.safetensors", "final.safetensors"
 """What a run that makes a ticket leaves, and a training."""
@@ -301,7 +301,7 @@ class Output:
         for cell in tickets(self.plan):
             name = str(cell.ticket)
             if cell.seed == 0 and self.wrote(name, TICKET):
-                names = collapsed(self.store.read(name, TICKET, load_ticket).masks)
+                names = collapsed(self.store.read(name, TICKET, load_masks))
                 if names:
                     yield f"{self.arm_label(cell.arm)}/round{cell.round:02d}", names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from tombola.recipes.chain import few_draws
 from tombola.recipes.setting import Setting, resolve
 from tombola.registry import EXECUTORS, is_file_spec
 from tombola.runs.lock import locked
-from tombola.runs.plan import Node
+from tombola.runs.plan import Graph, Node
 from tombola.runs.results import Row
 from tombola.runs.store import Store, healed, write_json
 from tombola.streams import open_streams
@@ -185,11 +186,13 @@ def carry_graph(
     todo = plan.graph.missing(store.finished())
     progress.begin(sum(node.steps for node in todo), len(todo))
 
+    discards = Discards(plan, store)
+
     def finished(node: Node) -> None:
         progress.finished(node)
         meanwhile.finished(node)
         if setting.config.run.keep != "all":
-            discard(node, plan, store)
+            discards.finished(node)
 
     try:
         work = Work(
@@ -242,6 +245,8 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
         "skip_broken": config.data.skip_broken,
         "white": config.data.white,
         "device": config.run.device,
+        "moments": config.search.optimizer_at_rewind == "restore",
+        "course": config.judge.validation_samples > 0 or config.run.keep == "all",
         "keep_steps": sorted({setting.rewind_step(r) for r in config.search.rewind}),
         "inputs": {
             **request.inputs,
@@ -253,19 +258,35 @@ def context_fields(request: Request, setting: Setting, store: Store) -> dict[str
     return fields
 
 
-def discard(node: Node, plan: Plan, store: Store) -> None:
+class Discards:
     """Once a training has been judged by all, the states that were judged on the way may go.
 
     That may be at once: nobody judges those of a chain behind a transfer, and one that was made
     again may have been judged before.
     """
-    train = node.parents.get("train") or node.parents.get("dense")
-    if node.kind == "train":
-        train = node.hash
-    if train is None:
-        return
-    readers = [n for n in plan.graph if train in (n.parents.get("train"), n.parents.get("dense"))]
-    if all(store.has(each.hash) for each in readers):
-        if train not in plan.kept:
-            store.discard_files(train, "judge-*.safetensors")
-        store.discard_files(train, "state-*.safetensors")
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self._plan, self._store = plan, store
+        self._graph: Graph | None = None
+        self._readers: dict[str, list[str]] = {}
+        """Training -> the runs that look at it."""
+
+    def finished(self, node: Node) -> None:
+        """A run is whole, so that states may have become of no use."""
+        train = node.hash if node.kind == "train" else next(_looked_at(node), None)
+        if train is None:
+            return
+        if self._graph is not self._plan.graph:  # which grows and shrinks as levels are decided
+            self._graph, self._readers = self._plan.graph, defaultdict(list)
+            for each in self._graph:
+                for name in _looked_at(each):
+                    self._readers[name].append(each.hash)
+        if all(self._store.has(name) for name in self._readers.get(train, ())):
+            if train not in self._plan.kept:
+                self._store.discard_files(train, "judge-*.safetensors")
+            self._store.discard_files(train, "state-*.safetensors")
+
+
+def _looked_at(node: Node) -> Iterator[str]:
+    """The trainings whose states a run reads."""
+    return (node.parents[role] for role in ("train", "dense") if role in node.parents)

@@ -7,7 +7,6 @@ and commits it. A stage that is cut off is taken up again from that folder, to t
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -44,7 +43,13 @@ from tombola.recipes.thin import thinned
 from tombola.recipes.trial import work_of
 from tombola.runs.plan import Node
 from tombola.runs.store import CHECKPOINT
-from tombola.training.checkpoint import load_checkpoint, load_state, save_state, save_weights
+from tombola.training.checkpoint import (
+    WEIGHTS,
+    load_checkpoint,
+    load_state,
+    save_state,
+    save_weights,
+)
 from tombola.training.trainer import Trainer, under
 
 __all__ = ["STAGES", "Context", "execute"]
@@ -73,7 +78,7 @@ def train(node: Node, context: Context) -> None:
     if (saved := load_checkpoint(checkpoint)) is not None:
         trainer.resume(*saved)
         seconds = float(saved[1]["seconds"])
-    judged = {*judged_steps(trainer.task.family, total), *course_steps(total)}
+    judged = _judged_on_the_way(trainer.task.family, total, context)
     kept = set(context.keep_steps) if config["start"] == "dense" else set()
     # What was cut or thinned has another number of steps than the plan could know.
     context.expect(total - first - node.steps)
@@ -82,13 +87,15 @@ def train(node: Node, context: Context) -> None:
     try:
         while True:
             if trainer.step in kept:
-                save_state(part / f"state-{trainer.step}.safetensors", trainer)
+                loop.lose(_save_point(part, trainer, context))
             if trainer.step in judged:
-                save_weights(part / f"judge-{trainer.step}.safetensors", trainer.judged_weights())
+                loop.lose(_save_judged(part, trainer))
             if trainer.step == total:
                 break
             loop.advance()
         trainer.check()
+        trainer.forget_gradients()
+        save_weights(part / "final.safetensors", trainer.judged_weights())
     except DivergedError as error:
         loop.close()
         context.expect(trainer.step - total)
@@ -105,7 +112,7 @@ def train(node: Node, context: Context) -> None:
         )
         return
     loop.close()
-    os.replace(part / f"judge-{total}.safetensors", part / "final.safetensors")
+    loop.sync()
     checkpoint.unlink(missing_ok=True)
     memory = _peak_memory_bytes(trainer.settings.runtime.device) if known else None
     commit(
@@ -113,6 +120,27 @@ def train(node: Node, context: Context) -> None:
         context,
         {"seconds": loop.seconds, "log": trainer.log, "peak_memory_bytes": memory, **made},
     )
+
+
+def _save_point(part: Path, trainer: Trainer, context: Context) -> Path:
+    """Keep the state of a rewind point."""
+    path = part / f"state-{trainer.step}.safetensors"
+    save_state(path, trainer, moments=context.moments, sync=False)
+    return path
+
+
+def _save_judged(part: Path, trainer: Trainer) -> Path:
+    """Keep the weights that will be judged at this step."""
+    path = part / f"judge-{trainer.step}.safetensors"
+    trainer.forget_gradients()
+    save_weights(path, trainer.judged_weights(), sync=False)
+    return path
+
+
+def _judged_on_the_way(family: str, total: int, context: Context) -> set[int]:
+    """The steps before the last at which somebody will judge the state of a training."""
+    course = course_steps(total) if context.course else ()
+    return {*judged_steps(family, total), *course} - {total}
 
 
 def _search_diverged(node: Node, context: Context) -> dict[str, int]:
@@ -235,7 +263,7 @@ def _first_states(node: Node, context: Context) -> dict[int, Loader]:
         return trainer_of(dense, context, None).judged_weights()
 
     def rewound(path: Path) -> dict[str, Tensor]:
-        state, _ = load_state(path / "state.safetensors")
+        state, _ = load_state(path / "state.safetensors", (WEIGHTS, "average."))
         return under(state, "network.") | under(state, "average.")
 
     states: dict[int, Loader] = {0: begun}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tombola.engine.context import Context
@@ -11,10 +12,10 @@ from tombola.runs.plan import Node
 from tombola.runtime import rng, seed_everything
 from tombola.sparsity.compact import compact
 from tombola.sparsity.cutting import resize
+from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import Masks, erk, shuffle
 from tombola.sparsity.tickets import Ticket, load_ticket
-from tombola.tasks.base import Networks
-from tombola.training.checkpoint import load_state
+from tombola.training.checkpoint import WEIGHTS, load_state
 from tombola.training.scoring import batches_of
 from tombola.training.trainer import Settings, Trainer, named_state, under
 
@@ -35,13 +36,18 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
     masks = None
     ticket: Ticket | None = None
     if node is not None and "ticket" in node.parents:
-        ticket = context.store.read(node.parents["ticket"], "ticket.safetensors", load_ticket)
-        if start == "compact":
+        name, file = node.parents["ticket"], "ticket.safetensors"
+        if start == "compact" or ("from_step" in config and "rewind" not in parents):
+            ticket = context.store.read(name, file, load_ticket)
+        if ticket is not None and start == "compact":
             ticket.start(networks)
             networks = compact(networks, ticket)
             ticket.weights = named_state(networks)
-        else:
-            masks = _control_masks(start, ticket, config, networks)
+        elif ticket is not None:
+            masks = ticket.held(networks)
+        else:  # its weights are not needed, or those of the rewind point
+            masks = context.store.read(name, file, load_masks)
+        masks = masks and _control_masks(start, masks, config)
     batches = batches_of(task, context.images(config["data"]), seed, runtime.device)
     steps = thin.get("steps", config["steps"])
     settings = Settings(runtime=runtime, seed=seed, total_steps=steps, ema=config["ema"])
@@ -50,20 +56,18 @@ def trainer_of(config: Mapping[str, Any], context: Context, node: Node | None) -
         trainer.rewind(*state, optimizer=True)
     if "from_step" in config:
         assert node is not None
-        assert ticket is not None
         _rewind_to(trainer, config, ticket, node, context)
     return trainer
 
 
-def _control_masks(
-    start: str, ticket: Ticket, config: Mapping[str, Any], networks: Networks
-) -> Masks:
+def _control_masks(start: str, masks: Masks, config: Mapping[str, Any]) -> Masks:
+    """What a training holds, by the masks of its ticket."""
     if start == "shuffle":
-        return shuffle(ticket.masks, derive(config))
+        return shuffle(masks, derive(config))
     if start == "erk":
-        keep = sum(int(m.sum()) for m in ticket.masks.values())
-        return erk({name: tuple(m.shape) for name, m in ticket.masks.items()}, keep, derive(config))
-    return ticket.held(networks)
+        keep = sum(int(m.sum()) for m in masks.values())
+        return erk({name: tuple(m.shape) for name, m in masks.items()}, keep, derive(config))
+    return masks
 
 
 def derive(config: Mapping[str, Any]) -> int:
@@ -72,15 +76,16 @@ def derive(config: Mapping[str, Any]) -> int:
 
 
 def _rewind_to(
-    trainer: Trainer, config: Mapping[str, Any], ticket: Ticket, node: Node, context: Context
+    trainer: Trainer, config: Mapping[str, Any], ticket: Ticket | None, node: Node, context: Context
 ) -> None:
     """Begin at the rewind step, or anew, with the rewound weights and buffers of all networks."""
     fresh = {"step": config["from_step"], "scalars": {}, "log": []}
-    if "rewind" not in node.parents:
+    if ticket is not None:
         state = {f"network.{k}": v for k, v in ticket.weights.items()}
         trainer.rewind(state, fresh, optimizer=False)
         return
-    point = node.parents["rewind"]
-    tensors, manifest = context.store.read(point, "state.safetensors", load_state)
-    begin = {**manifest, "step": config["from_step"]}
-    trainer.rewind(tensors, begin, optimizer=config["optimizer"] == "restore")
+    restore = config["optimizer"] == "restore"
+    load = partial(load_state, prefix="" if restore else WEIGHTS)
+    tensors, manifest = context.store.read(node.parents["rewind"], "state.safetensors", load)
+    assert not restore or manifest.get("moments", True), "a rewind point without moments"
+    trainer.rewind(tensors, {**manifest, "step": config["from_step"]}, optimizer=restore)

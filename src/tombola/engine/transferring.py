@@ -236,7 +236,8 @@ def _fields(request: TransferRequest, settings: Settings, store: Store) -> dict[
     each = [context_fields(request.of(name), setting, store) for name, setting in settings.items()]
     tasks = {task_name(setting): setting.config.task.name for setting in settings.values()}
     kept = {0}.union(*(fields["keep_steps"] for fields in each))
-    return {**each[0], "tasks": tasks, "keep_steps": sorted(kept)}
+    shared = {key: any(fields[key] for fields in each) for key in ("moments", "course")}
+    return {**each[0], **shared, "tasks": tasks, "keep_steps": sorted(kept)}
 
 
 def _write(

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tombola.atomic import clear_litter, sync_folder, write_atomic
+from tombola.atomic import clear_litter, sync_path, write_atomic
 from tombola.errors import ConfigError, DamagedError, DataError, TicketError
 
 MARKER = "run.json"
@@ -189,7 +189,7 @@ class Store:
         if final.exists():
             shutil.rmtree(final)
         os.replace(part, final)
-        sync_folder(self.folder)
+        sync_path(self.folder)
 
     def discard_files(self, name: str, pattern: str) -> None:
         """Remove files of a finished run that no later run needs."""

@@ -114,15 +114,20 @@ class Source:
         self._compare(digest)
         return ones
 
-    def read_all(self, buffers: Mapping[str, memoryview]) -> None:
-        """Every tensor of a checkpoint into a writable buffer of its size, checked on the way."""
+    def read_checked(self, buffers: Mapping[str, memoryview]) -> None:
+        """Tensors of a checkpoint into writable buffers of their sizes, all checked on the way.
+
+        Those without a buffer are only hashed.
+        """
         digest = hashlib.sha256()
         for name in sorted(self.header.entries):
             entry = self.header.entries[name]
-            self.read_into(name, buffers[name])
+            if name in buffers:
+                self.read_into(name, buffers[name])
             if self.header.sha256:
                 digest.update(_checksum_prefix(name, entry.dtype, entry.shape))
-                digest.update(buffers[name])
+                for part in [buffers[name]] if name in buffers else self._chunks(entry):
+                    digest.update(part)
         self._compare(digest)
 
     def _compare(self, digest: hashlib._Hash) -> None:
@@ -198,11 +203,13 @@ def write_file(
     manifest: Mapping[str, Any],
     *,
     format: str,
+    sync: bool = True,
 ) -> None:
     """Write a file whole or not at all: under another name, synced, then renamed over ``path``.
 
-    The same input gives the same bytes. TicketError for what the format does not allow; OSError
-    (full disk, no permission) as it comes, with nothing left behind.
+    ``sync``: as of ``atomic.replacing``. The same input gives the same bytes. TicketError for what
+    the format does not allow; OSError (full disk, no permission) as it comes, with nothing left
+    behind.
     """
     text = canonical(manifest)
     # The widest values first, as safetensors' own writer does, keep every tensor aligned.
@@ -212,7 +219,7 @@ def write_file(
     check_contents(_parse_header(str(path), head, 8 + len(head) + data_bytes))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as handle:
+    with replacing(target, sync=sync) as handle:
         handle.write(len(head).to_bytes(8, "little"))
         handle.write(head)
         for name in order:

@@ -33,26 +33,35 @@ def save_tensors(
     path: str | Path,
     tensors: Mapping[str, Tensor],
     manifest: Mapping[str, Any],
+    *,
+    sync: bool = True,
 ) -> None:
-    """Write any named tensors (all dtypes of ITEM_BYTES, any device), atomically."""
+    """Write any named tensors (all dtypes of ITEM_BYTES, any device), atomically.
+
+    ``sync``: as of ``atomic.replacing``.
+    """
     raws = {name: to_raw(tensor) for name, tensor in tensors.items()}
-    write_file(path, raws, with_complex(manifest, tensors), format=CHECKPOINT_FORMAT)
+    told = with_complex(manifest, tensors)
+    write_file(path, raws, told, format=CHECKPOINT_FORMAT, sync=sync)
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(
+    path: str | Path, prefix: str | tuple[str, ...] = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read (tensors as stored, manifest), on the CPU; TicketError if unsound or no checkpoint.
 
-    Every byte is read once, and hashed on the way.
+    Only tensors whose names begin with ``prefix``, or one of several, take memory. Every byte is
+    read once, and hashed on the way.
     """
     with open_file(path) as source:
         header = source.header
         expect(header, CHECKPOINT_FORMAT)
-        entries = header.entries
+        entries = {k: entry for k, entry in header.entries.items() if k.startswith(prefix)}
         buffers = {
             name: torch.empty(entry.size, dtype=torch.uint8, device="cpu")
             for name, entry in entries.items()
         }
-        source.read_all({name: buffer.numpy().data for name, buffer in buffers.items()})
+        source.read_checked({name: buffer.numpy().data for name, buffer in buffers.items()})
         tensors = {name: _as_stored(buffers[name], header, name, name) for name in entries}
         return tensors, without_complex(header.manifest)
 

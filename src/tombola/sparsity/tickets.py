@@ -39,6 +39,7 @@ from tombola.sparsity.layout import (
     shown,
     unsound,
 )
+from tombola.sparsity.maskfile import read_mask
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import (
     kind_of,
@@ -373,11 +374,10 @@ def _ticket(source: Source) -> Ticket:
     for key, shape in header.shapes.items():
         stored = read_tensor(source, f"weight.{key}", key)
         if f"mask.{key}" in header.entries:
-            packed = read_tensor(source, f"mask.{key}").numpy()
-            mask = torch.from_numpy(np.unpackbits(packed, count=numel(shape)).view(np.bool_))
+            masks[key] = read_mask(source, key)
             dense = torch.zeros(numel(shape), dtype=stored.dtype, device="cpu")
-            dense[mask] = stored
-            masks[key], stored = mask.reshape(shape), dense.reshape(shape)
+            dense[masks[key].reshape(-1)] = stored
+            stored = dense.reshape(shape)
         weights[key] = stored
     return Ticket(masks, weights, without_complex(header.manifest))
 

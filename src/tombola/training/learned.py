@@ -92,9 +92,9 @@ class GradualTrainer(MaskTrainer):
         assert self.masks is not None
         return self.masks
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self, *, moments: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """With the masks so far."""
-        tensors, manifest = super().state()
+        tensors, manifest = super().state(moments=moments)
         return tensors | {f"mask.{k}": v for k, v in (self.masks or {}).items()}, manifest
 
     def resume(self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
@@ -181,9 +181,9 @@ class GatedTrainer(MaskTrainer):
         self.b = offset(self.gates, self.keep)
         return self._chosen(gated_scores(self.pool, self.gates, self.b), self.keep, None)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self, *, moments: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """With the gates, and b."""
-        tensors, manifest = super().state()
+        tensors, manifest = super().state(moments=moments)
         gates = {f"gate.{name}": value.detach() for name, value in self.gates.items()}
         return tensors | gates, manifest | {"b": self.b}
 

@@ -252,16 +252,17 @@ class Trainer:
             self.hold.mask_state(state)
         return state
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self, *, moments: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a later process needs to go on: tensors by name, and a manifest.
 
+        ``moments``: without them, what a training needs that begins with a new optimizer.
         ConfigError for an optimizer that keeps what cannot be written.
         """
         self.check()
         tensors = {f"network.{k}": v.detach() for k, v in named_state(self.networks).items()}
         tensors.update({f"average.{k}": v for k, v in self._averages.items()})
         scalars: dict[str, Any] = self.scaling.state()
-        for each in self._kept:
+        for each in self._kept if moments else ():
             more, values = each.state()
             tensors |= more
             scalars |= values
@@ -271,7 +272,12 @@ class Trainer:
             "scalars": scalars,
             "log": self.log,
         }
-        return tensors, manifest
+        return tensors, manifest if moments else {**manifest, "moments": False}
+
+    def forget_gradients(self) -> None:
+        """Let go of all gradients, which the next step makes anew: as large as the weights."""
+        for parameter in self._trained:
+            parameter.grad = None
 
     def resume(self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
         """Take up this run's own state: the next steps are those it would have gone on with."""
