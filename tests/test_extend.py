@@ -453,6 +453,6 @@ def test_states_that_nobody_judges_are_not_kept(tmp_path):
         store.commit(name, {"kind": "train"})
     plan = Plan(graph=graph)
     for name in (judged, other):
-        search.Discards(plan, store).finished(graph[name])
+        search.Discards(plan, store).look_again(graph[name])
     assert sorted(p.parent.name for p in store.folder.rglob("judge-*")) == [judged]
     assert len(list(store.folder.rglob("final*"))) == 2

@@ -159,8 +159,7 @@ def test_a_run_that_ends_its_worker_three_times_fails_alone(undisturbed, what, w
 
 @pytest.mark.slow
 def test_a_search_that_is_asked_to_end_saves_what_it_has_and_goes_on_to_the_same_bytes(tmp_path):
-    command = [word if word != "30" else "12000" for word in made(tmp_path, 2)]
-    command = [word if word != "2it" else "9000it" for word in command]
+    command = made(tmp_path, 1, "--steps", "5000", "--rewind", "4000it", "--rounds", "1")
     code, _, stderr = ended(start(tmp_path / "whole", command=command))
     assert code == 0, stderr
     out = tmp_path / "out"

@@ -82,7 +82,7 @@ class Bar(Progress):
         self._under_way.pop(node.hash, None)
         self._name()
 
-    lost = finished
+    lose = finished
 
     def _name(self) -> None:
         """Name what is under way, cut to the terminal's width."""

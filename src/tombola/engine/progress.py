@@ -72,7 +72,7 @@ class Progress:
     def started(self, node: Node) -> None:
         """A run is under way."""
 
-    def lost(self, node: Node) -> None:
+    def lose(self, node: Node) -> None:
         """A run is not under way any more: its worker is gone."""
 
     def advance(self, steps: int) -> None:

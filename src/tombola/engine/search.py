@@ -192,7 +192,7 @@ def carry_graph(
         progress.finished(node)
         meanwhile.finished(node)
         if setting.config.run.keep != "all":
-            discards.finished(node)
+            discards.look_again(node)
 
     try:
         work = Work(
@@ -207,7 +207,7 @@ def carry_graph(
             expect=progress.expect,
             started=progress.started,
             finished=finished,
-            lost=progress.lost,
+            lost=progress.lose,
             note=progress.note,
         )
         carry_out(work, EXECUTORS.load(EXECUTOR)(work))
@@ -271,8 +271,8 @@ class Discards:
         self._readers: dict[str, list[str]] = {}
         """Training -> the runs that look at it."""
 
-    def finished(self, node: Node) -> None:
-        """A run is whole, so that states may have become of no use."""
+    def look_again(self, node: Node) -> None:
+        """Discard what has become of no use now that a run is whole."""
         train = node.hash if node.kind == "train" else next(_looked_at(node), None)
         if train is None:
             return
