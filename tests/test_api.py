@@ -17,6 +17,7 @@ import in_process
 import tombola
 from tombola import api
 from tombola.engine import loop
+from tombola.engine.models import check_fit
 from tombola.engine.progress import Progress
 from tombola.errors import ConfigError, TicketError
 from tombola.registry import TASKS
@@ -139,7 +140,6 @@ def test_find_takes_a_class_from_its_file():
 
 
 def test_a_registered_class_is_its_name():
-    from tombola import api
     from tombola.tasks.autoencoding import VAE
 
     assert api.task_spec(VAE) == "vae"
@@ -354,7 +354,7 @@ def test_networks_that_need_numbers_are_loaded_too(result):
 def test_options_of_a_stranger_s_file_take_no_memory(task, words):
     name, options = task
     with pytest.raises((ConfigError, TicketError), match=words):
-        api.check_fit("model", TASKS.load(name)(**options), (3, 32, 32), {})
+        check_fit("model", TASKS.load(name)(**options), (3, 32, 32), {})
 
 
 def test_options_go_before_settings_that_say_the_same_in_another_way(tmp_path):

@@ -20,7 +20,8 @@ from test_imports import MODULES, python
 from tombola.errors import ConfigError, TicketError
 from tombola.registry import TASKS
 from tombola.sparsity.channels import channel_groups
-from tombola.sparsity.compact import Channels, check_cut, compact, cut_of, random_like, rounded
+from tombola.sparsity.compact import Channels, check_cut, cut_of, random_like, rounded
+from tombola.sparsity.compacting import compact
 from tombola.sparsity.cutting import Cut, copied, floating_tensors, resize, shrink
 from tombola.sparsity.names import plain_parameters, plain_state
 from tombola.sparsity.tickets import Ticket, load, save_ticket
@@ -784,7 +785,7 @@ def test_enforced_training_is_the_smaller_networks_training_step_by_step(
     kept = drawn_kept(channels, 1)
     ticket = ticket_of(networks, channels, kept, inputs)
     small = compact(networks, ticket)
-    away = cut_of(networks, ticket)
+    away = cut_of(networks, ticket.masks, ticket.manifest)
     learners = [OPTIMIZERS[optimizer](net["n"].parameters()) for net in (networks, small)]
     generator = torch.Generator().manual_seed(2)
     before = state_of(small)
@@ -816,7 +817,7 @@ def test_moments_of_an_optimizer_that_learnt_before_are_zeroed_too() -> None:
     networks["n"](torch.randn(4, 4).double()).sum().backward()
     learner.step()
     with ticket.enforce(networks, learner) as hold:
-        masks = cut_of(networks, ticket).masks(networks)
+        masks = cut_of(networks, ticket.masks, ticket.manifest).masks(networks)
         for name, leaf in plain_parameters(networks["n"]).items():
             if f"n.{name}" in masks:
                 assert not learner.state[leaf]["exp_avg"][~masks[f"n.{name}"]].any()

@@ -18,8 +18,8 @@ from helpers import WideGAN, same
 from tombola.cli import main
 from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
-from tombola.engine.early_bird import packed, unpacked
 from tombola.engine.progress import Progress
+from tombola.engine.request import find_request, train_request
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError
 from tombola.runs.plan import Node
@@ -28,6 +28,7 @@ from tombola.runs.store import Store
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.earlybird import Watch
 from tombola.sparsity.tickets import read_manifest
+from tombola.sparsity.watch import pack_watch, unpack_watch
 from tombola.training.checkpoint import load_state
 from tombola.training.trainer import Trainer
 
@@ -441,7 +442,7 @@ def test_a_forced_cut_of_tied_scores_is_by_position_in_the_same_pools(
 def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
     tmp_path, monkeypatch
 ):
-    from tombola import api, dry_run
+    from tombola import dry_run
     from tombola.config import build
 
     # Draws at 2, 4, ... of which half of the steps has to hold five.
@@ -456,7 +457,7 @@ def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
 
     def notes(**train):
         config = build({**tables, "train": train})
-        request = api.find_request(config, None, tmp_path / "out", "x")
+        request = find_request(config, None, tmp_path / "out", "x")
         found = dry_run.describe(request)[1]
         return [line for line in found if line.startswith("early-bird: ")]
 
@@ -485,7 +486,6 @@ def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
 
 
 def test_masks_drawn_too_far_apart_may_be_drawn_nearer(tmp_path):
-    from tombola import api
     from tombola.config import build
     from tombola.engine.search import prepare
     from tombola.recipes.chain import few_draws
@@ -498,7 +498,7 @@ def test_masks_drawn_too_far_apart_may_be_drawn_nearer(tmp_path):
             "search": {"method": "early-bird"},
             "prune": {"draw_epochs": draw_epochs},
         }
-        request = api.find_request(build(tables), None, tmp_path / "out", "x")
+        request = find_request(build(tables), None, tmp_path / "out", "x")
         return few_draws(prepare(request)[0])
 
     found = note(1.0, 30)
@@ -571,7 +571,7 @@ def test_a_watch_is_json_and_back():
             "b.0": torch.rand(5, generator=generator) < 0.5,
         }
         watch.add(step, masks)
-    again = unpacked(json.loads(json.dumps(packed(watch))))
+    again = unpack_watch(json.loads(json.dumps(pack_watch(watch))))
     assert (again.steps, again.largest, again.settled) == (
         watch.steps,
         watch.largest,
@@ -579,8 +579,8 @@ def test_a_watch_is_json_and_back():
     )
     matrices = watch.matrix()[1], again.matrix()[1]
     assert all(torch.equal(matrices[0][name], matrices[1][name]) for name in ("a", "b"))
-    assert json.loads(json.dumps(packed(Watch())))["draws"] == {}
-    assert unpacked(packed(Watch())).steps == []
+    assert json.loads(json.dumps(pack_watch(Watch())))["draws"] == {}
+    assert unpack_watch(pack_watch(Watch())).steps == []
 
 
 def test_controls_of_single_weights_and_of_channels_do_not_mix():
@@ -598,7 +598,7 @@ def test_controls_of_single_weights_and_of_channels_do_not_mix():
 
 
 def test_a_dry_run_tells_of_channels_and_not_of_levels(tmp_path):
-    from tombola import api, dry_run
+    from tombola import dry_run
     from tombola.config import build
 
     tables = {
@@ -608,7 +608,7 @@ def test_a_dry_run_tells_of_channels_and_not_of_levels(tmp_path):
         "search": {"method": "early-bird", "rounds": 100},
         "prune": {"compress": "0.3,0.6"},
     }
-    request = api.find_request(build(tables), None, tmp_path / "out", "x")
+    request = find_request(build(tables), None, tmp_path / "out", "x")
     notes = "\n".join(dry_run.describe(request)[1])
     assert "compress: 0.3, 0.6 of the channels" in notes
     assert "kept by level" not in notes
@@ -647,9 +647,7 @@ def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
     config = ticket_config(path, tombola.load(path).manifest, tables)
     values = {}
     for compact in (True, False):
-        request = api.train_request(
-            config, None, tmp_path / str(compact), "x", path, compact=compact
-        )
+        request = train_request(config, None, tmp_path / str(compact), "x", path, compact=compact)
         with in_process.Restored():
             result = api.carry_out(request)
         rows = [r for r in result.rows if not r.metric.endswith("-error")]

@@ -250,7 +250,7 @@ def test_thin_networks_are_judged_and_handed_out_as_they_were_trained(tmp_path, 
 
 
 def test_a_width_that_a_file_cannot_mean_is_refused(tmp_path, monkeypatch):
-    from tombola.api import _narrowed
+    from tombola.engine.models import _narrowed
 
     assert _narrowed(WideGAN(), 3).width == 3
     for width in (0, 9, "3", 2.0, None):

@@ -13,9 +13,10 @@ import torch
 import in_process
 import tombola
 from tombola import api, rebuilding
-from tombola.api import carry_out, train_request
+from tombola.api import carry_out
 from tombola.config import build
 from tombola.engine import handed_out, search
+from tombola.engine.request import train_request
 from tombola.errors import ConfigError, DataError
 from tombola.recipes import recipes
 from tombola.recipes.cells import Arm, Cell, Plan

@@ -16,10 +16,10 @@ import torch
 import in_process
 import tombola
 from helpers import strip_checksum
-from tombola.api import find_request
 from tombola.config import build
 from tombola.engine import search
 from tombola.engine.mending import whole_runs
+from tombola.engine.request import find_request
 from tombola.runs import plan as plans
 from tombola.runs.store import Store
 from tombola.sparsity import container

@@ -19,9 +19,10 @@ import in_process
 import standins
 import tombola
 from tombola.data.batches import to_uint8
+from tombola.data.grid import save_grid
 from tombola.data.sources import Images, load_images
 from tombola.engine import classifier, judging
-from tombola.engine.judging import JudgedState, evaluate, open_judge, save_grid
+from tombola.engine.judging import JudgedState, evaluate, open_judge
 from tombola.errors import DamagedError
 from tombola.metrics.downstream import class_shares
 from tombola.metrics.features import shipped_judge

@@ -16,10 +16,11 @@ import in_process
 import tombola
 from helpers import TinyAE, TinyGAN, images, run, same
 from tombola import api
-from tombola.api import carry_out, train_request
+from tombola.api import carry_out
 from tombola.config import build
 from tombola.data.batches import Batches
 from tombola.engine import earlier, loop
+from tombola.engine.request import train_request
 from tombola.engine.stages import Context, execute
 from tombola.errors import ConfigError, DivergedError
 from tombola.recipes import recipes

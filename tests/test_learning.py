@@ -11,7 +11,8 @@ from torch.nn.functional import softplus
 import helpers
 from tombola.data.sources import load_images
 from tombola.engine.judging import open_judge
-from tombola.engine.learning import above_floor, mean_answer, settling_shares, trivial_values
+from tombola.engine.learning import mean_answer
+from tombola.engine.learnt import above_floor, settling_shares, trivial_values
 from tombola.recipes.cells import Arm, Cell, Plan, four_fifths
 from tombola.runs.plan import Graph
 from tombola.runtime import Runtime

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import in_process
-from tombola import api, cli, config, rebuilding
+from tombola import cli, config, rebuilding
 from tombola.engine import search
+from tombola.engine.request import find_request
 from tombola.engine.surroundings import versions
 from tombola.errors import ConfigError, TicketError
 from tombola.rebuilding import compare, rebuild
@@ -44,7 +45,7 @@ def made(tmp_path_factory):
                     "judge": {"samples": 20, "sampling_seeds": 1, "validation_samples": 0},
                     "run": {"workers": 1, "threads": 1, "device": "cpu"},
                 }
-                search.run(api.find_request(config.build(tables), None, folder / name, ""))
+                search.run(find_request(config.build(tables), None, folder / name, ""))
     finally:
         torch.set_flush_denormal(False)
         patch.undo()

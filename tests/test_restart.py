@@ -10,10 +10,11 @@ import pytest
 import in_process
 import tombola
 from helpers import TinyGAN, run, same
-from tombola.api import carry_out, train_request
+from tombola.api import carry_out
 from tombola.config import build
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images
+from tombola.engine.request import train_request
 from tombola.engine.stages import Context, execute
 from tombola.recipes import recipes
 from tombola.recipes.setting import resolve

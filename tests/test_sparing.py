@@ -66,8 +66,8 @@ def test_only_states_that_will_be_judged_are_kept(tmp_path, kind, course, judged
     ],
 )
 def test_the_course_is_kept_where_it_is_judged_or_everything_is(tmp_path, options, course):
-    from tombola.api import find_request
     from tombola.config import build
+    from tombola.engine.request import find_request
     from tombola.recipes.setting import resolve
 
     run = {"threads": 1, "workers": 1, "device": "cpu", **options.pop("run", {})}

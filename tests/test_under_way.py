@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -18,13 +19,14 @@ import pytest
 
 import in_process
 import tombola
-from tombola import api, cli
+from tombola import cli
 from tombola.bar import Bar
 from tombola.config import build
 from tombola.engine import meanwhile, search
 from tombola.engine.meanwhile import Meanwhile, part_of
 from tombola.engine.output import Output
 from tombola.engine.progress import Judgement, Progress
+from tombola.engine.request import find_request
 from tombola.recipes.cells import Plan
 from tombola.report.page import write_report
 from tombola.runs.plan import Graph, Node
@@ -167,7 +169,7 @@ def test_a_report_before_anything_is_judged_says_so(tmp_path, capsys):
 def test_there_are_tables_of_whatever_is_done(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole[0].out, out)
-    request = api.find_request(build(_tables()), None, out, "x")
+    request = find_request(build(_tables()), None, out, "x")
     setting, plan = search.prepare(request)
     output = Output(setting, plan, Store(out / "store"), out)
     order, seen = [node.hash for node in plan.graph], []
@@ -391,3 +393,20 @@ def test_a_search_with_stderr_closed_ends_as_any_other(tmp_path):
     done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_gone_ends_no_search(tmp_path):
+    """Log out, or let the window be closed: SIGHUP is ignored, and then nothing can be written."""
+    ours, theirs = pty.openpty()
+    words = ["train", TASK, "--steps", "3", "--workers", "1", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tombola", *words, "--out", str(tmp_path / "out")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(300) == 0
+    assert (tmp_path / "out" / "report.html").exists()

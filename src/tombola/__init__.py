@@ -9,17 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tombola.errors import ConfigError, DataError, TicketError, UserError
+from tombola.version import VERSION
 
 if TYPE_CHECKING:
-    from tombola.api import find, load_model
+    from tombola.api import find
+    from tombola.engine.models import load_model
     from tombola.loops.attaching import attach, record
     from tombola.loops.drawing import draw
     from tombola.report.judging import verdict
-    from tombola.sparsity.compact import compact
+    from tombola.sparsity.compacting import compact
     from tombola.sparsity.tickets import Ticket, load, save_ticket
     from tombola.tasks.base import Task, Turn
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _PUBLIC = {
     "Task": "tombola.tasks.base",

@@ -5,36 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from tombola.config import Config, build
+from tombola.config import build
 from tombola.data.checks import check_source
-from tombola.data.sources import native_channels, save_tensor_source
+from tombola.data.sources import save_tensor_source
 from tombola.engine import search
-from tombola.engine.earlier import DENSE, SEARCH
 from tombola.engine.progress import Progress
+from tombola.engine.request import find_request
 from tombola.engine.search import Request, Result
-from tombola.errors import ConfigError, TicketError
-from tombola.hub import resolve
+from tombola.errors import ConfigError
 from tombola.limits import before_rivals, needs_early_bird, one_way
-from tombola.recipes import recipes
-from tombola.recipes.cells import Plan
-from tombola.recipes.setting import Setting, make_task, search_chains, task_class
-from tombola.recipes.thin import of_width
-from tombola.recipes.trial import first_line
-from tombola.registry import TASKS, file_sha256
+from tombola.registry import TASKS
 from tombola.report.page import write_report
-from tombola.sparsity.inspection import registered_task
-from tombola.sparsity.layout import shown
-from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import load_model_file, read_manifest
-from tombola.tasks.base import Shape, Task
-from tombola.training.trainer import load_any_size, load_weights
+from tombola.tasks.base import Task
 
 FIND_KEYS = {
     "method": "search",
@@ -158,214 +144,8 @@ def task_spec(task: str | type[Task]) -> str:
     return f"{source}:{task.__name__}"
 
 
-def find_request(config: Config, data_dir: Path | None, out: Path | None, command: str) -> Request:
-    """The request of a ticket search."""
-    method = "+".join(config.search.method)
-    out = out or search.default_out(config, data_dir, method)
-    return Request(
-        config=config,
-        data_dir=data_dir,
-        out=out,
-        command=command,
-        recipe=SEARCH,
-        planner=recipes.search,
-        chains=search_chains(config),
-    )
-
-
-def train_request(
-    config: Config,
-    data_dir: Path | None,
-    out: Path | None,
-    command: str,
-    ticket: Path | None = None,
-    *,
-    compact: bool = False,
-) -> Request:
-    """The request of training the dense task, or a ticket as ``find`` trained it.
-
-    ``compact``: the smaller networks of a channel ticket, instead of the dense ones masked.
-    """
-    if ticket is None:
-        out = out or search.default_out(config, data_dir, "dense")
-        return Request(
-            config=config,
-            data_dir=data_dir,
-            out=out,
-            command=command,
-            recipe=DENSE,
-            planner=recipes.dense,
-            chains=config.search.seeds,
-        )
-    manifest = read_manifest(ticket)
-    channels = native_channels(config.data.name, data_dir)
-    task = _task_with(ticket, config)
-    check_fit(ticket, task, task.image_shape(channels), manifest["shapes"])
-    sha256 = file_sha256(ticket)
-    facts = {
-        "sha256": sha256,
-        "method": manifest["method"],
-        "seed": manifest["seed"],
-        "networks": config.prune.networks[0],
-        "rewind": config.search.rewind[0],
-        "rewind_step": manifest["rewind_step"],
-        "round": manifest["round"],
-        "granularity": manifest["granularity"],
-        "sparsity": manifest["sparsity"],
-        "sparsity_all": manifest["sparsity_all"],
-        "compact": compact,
-    }
-
-    def planner(setting: Setting) -> Plan:
-        _check_ticket(ticket, manifest, setting)
-        return recipes.from_ticket(setting, facts)
-
-    kind = "compact" if compact else "ticket"
-    out = out or search.default_out(config, data_dir, f"{kind}-{sha256[:8]}")
-    return Request(
-        config=config,
-        data_dir=data_dir,
-        out=out,
-        command=command,
-        recipe=f"{kind}:{sha256}",
-        planner=planner,
-        inputs={sha256: str(ticket.absolute())},
-    )
-
-
-def _task_with(ticket: Path, config: Config) -> Task:
-    """The task of a ticket's config; TicketError that names the file if there is no such task."""
-    try:
-        return make_task(config)[0]
-    except ConfigError as error:
-        raise TicketError(f"{ticket} and what is set beside it make no task: {error}") from error
-
-
-def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -> None:
-    """TicketError unless a ticket fits the data and the training of a resolved config."""
-    if setting.images.sha256 != manifest["data_hash"]:
-        raise TicketError(
-            f"{ticket} was found on other images (data {shown(manifest['data'])}, "
-            f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
-            f"({setting.images.sha256[:12]}...); give the data it was found on"
-        )
-    if not 0 <= manifest["rewind_step"] < setting.steps:
-        raise TicketError(
-            f"{ticket} begins at step {manifest['rewind_step']}, but the training has "
-            f"{setting.steps} steps; train longer"
-        )
-    if not 1 <= manifest["round"] <= len(setting.levels):
-        raise TicketError(
-            f"{ticket} is of round {manifest['round']}, but its search has "
-            f"{len(setting.levels)} levels; take a ticket written by tombola find"
-        )
-    restored = setting.config.search.optimizer_at_rewind == "restore"
-    if restored and manifest["granularity"] != "channel":
-        raise TicketError(
-            f"{ticket} was found with search.optimizer_at_rewind=restore, but a ticket holds no "
-            "optimizer's state; train it with fresh moments: --set "
-            "search.optimizer_at_rewind=fresh"
-        )
-
-
 def carry_out(request: Request, progress: Progress | None = None) -> Result:
     """Run a request and write its report."""
     result = search.run(request, progress, write_report)
     write_report(request.out)
     return result
-
-
-def load_model(path: str | Path, task: str | type[Task] | None = None) -> dict[str, nn.Module]:
-    """The trained networks of a model file, in eval mode on the CPU.
-
-    ``path``: a file on this disk, or ``hub:user/name[@revision][/file]`` (extra ``hub``).
-    A file never decides what code runs: a task of the user's own is built only if ``task`` names
-    it. TicketError if the file is unsound or does not fit the task.
-    """
-    path = resolve(path)
-    weights, manifest = load_model_file(path)
-    return model_networks(path, weights, manifest, task)[1]
-
-
-def model_networks(
-    path: str | Path,
-    weights: Mapping[str, Tensor],
-    manifest: Mapping[str, Any],
-    task: str | type[Task] | None,
-) -> tuple[Task, dict[str, nn.Module]]:
-    """(task, networks in eval mode) of a model file that was read."""
-    if task is None:
-        task = registered_task(path, manifest)
-    kind = task_class(task) if isinstance(task, str) else task
-    stored = manifest.get("config")
-    options = stored.get("task") if isinstance(stored, Mapping) else None
-    options = options if isinstance(options, Mapping) else {}
-    allowed = kind.options()
-    try:
-        built = kind(**{k: v for k, v in options.items() if k in allowed})
-        channels, height, width = (int(v) for v in manifest["shape"])
-        shape = (channels, height, width)
-        smaller = manifest.get("granularity") == "channel"
-        shapes = {name: list(v.shape) for name, v in weights.items()}
-        check_fit(path, built, shape, shapes, smaller=smaller)
-        networks = built.networks(shape)
-        for name, width in manifest.get("widths_by_network", {}).items():
-            networks[name] = _narrowed(built, width).networks(shape)[name]
-        load_any_size(networks, weights) if smaller else load_weights(networks, weights)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-        raise TicketError(
-            f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
-            "give the task it was trained with"
-        ) from error
-    for network in networks.values():
-        network.eval()
-    return built, networks
-
-
-def _narrowed(task: Task, width: Any) -> Task:
-    """A task of a width that a file names for one network; ValueError for more than its own."""
-    widest = getattr(task, "width", 0)
-    if not isinstance(width, int) or not 1 <= width <= widest:
-        raise ValueError(f"its widths_by_network has {shown(width)}, not 1 to {shown(widest)}")
-    return of_width(task, width)
-
-
-def check_fit(
-    path: str | Path,
-    task: Task,
-    shape: Shape,
-    stored: Mapping[str, Sequence[int]],
-    *,
-    smaller: bool = False,
-) -> None:
-    """TicketError unless the tensors of a file are those of the task, by name and shape.
-
-    ``smaller``: they may have fewer places along any dimension, as those of cut networks have.
-    Asked before memory is taken, as the sizes come from the file: the networks are only sketched.
-    """
-    try:
-        with torch.device("meta"):
-            sketch = task.networks(shape)
-    except (NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
-        if type(task) in map(TASKS.load, TASKS.names()):
-            text = f"its options make no network ({shown(first_line(error))})"
-            raise TicketError(f"{path}: {text}; get the file again") from error
-        return  # some networks cannot be made without numbers; loading them checks the rest
-    wanted = {
-        f"{name}.{key}": list(tensor.shape)
-        for name, network in sketch.items()
-        for key, tensor in plain_state(network).items()
-    }
-    for key in [*wanted, *stored]:
-        want, have = wanted.get(key), stored.get(key)
-        fits = want is not None and have is not None and len(have) == len(want)
-        if fits and smaller:
-            fits = all(1 <= a <= b for a, b in zip(have or (), want or (), strict=True))
-        elif fits:
-            fits = list(have or ()) == want
-        if not fits:
-            raise TicketError(
-                f"{path} does not fit task {type(task).__name__}: {shown(key)} is "
-                f"{shown(have or 'not')} in the file and {want or 'not'} in the networks; "
-                "give the task, data and options it was made with"
-            )

@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -58,11 +59,11 @@ def _answered(arguments: list[str]) -> int:
         line = shlex.join(["tombola", *arguments])
         print(f"\ninterrupted; nothing is lost. To resume: {line}", file=sys.stderr)
         return PREEMPTED if isinstance(error, PreemptedError) else INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if not _reader_is_gone(error):
+            return _os_error(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
-    except OSError as error:
-        return _os_error(error)
     except EndedError as error:
         return _fail(str(error), FAULT)
     except Exception as error:
@@ -76,6 +77,12 @@ def _answered(arguments: list[str]) -> int:
 
 def _interrupt(*_: object) -> NoReturn:
     raise PreemptedError
+
+
+def _reader_is_gone(error: OSError) -> bool:
+    """Whether an answer found nobody: its pipe is closed, or its terminal has hung up."""
+    hung_up = error.errno == errno.EIO and error.filename is None
+    return isinstance(error, BrokenPipeError) or (hung_up and stat.S_ISCHR(os.fstat(1).st_mode))
 
 
 def _os_error(error: OSError) -> int:

@@ -49,9 +49,9 @@ def planned(
 def search_request(options: argparse.Namespace) -> Request:
     """What the words of ``tombola find`` ask for; UserError for those that it refuses."""
     config, data_dir, out = checked(options, tables_of(options))
-    from tombola import api
+    from tombola.engine.request import find_request
 
-    return api.find_request(config, data_dir, out, options.words)
+    return find_request(config, data_dir, out, options.words)
 
 
 def do_find(options: argparse.Namespace) -> int:
@@ -76,11 +76,9 @@ def do_train(options: argparse.Namespace) -> int:
         config, data_dir, out = ticket_checked(options, tables, ticket)
     if options.compact and ticket is None:
         raise ConfigError("--compact cuts the channels of a ticket; give one with --ticket")
-    from tombola import api
+    from tombola.engine.request import train_request
 
-    request = api.train_request(
-        config, data_dir, out, options.words, ticket, compact=options.compact
-    )
+    request = train_request(config, data_dir, out, options.words, ticket, compact=options.compact)
     return _dry_run(request, options) if options.dry_run else _carry_out(request, options)
 
 
@@ -206,9 +204,10 @@ def do_verify(options: argparse.Namespace) -> int:
     verify_file(options.file)
     lines = [f"{options.file}: sound"]
     if options.rebuild:
+        from tombola.bar import Bar
         from tombola.rebuilding import rebuild
 
-        lines += rebuild(options.file, *asked, data_dir_of(options)).splitlines()
+        lines += rebuild(options.file, *asked, data_dir_of(options), Bar()).splitlines()
     found = {"file": options.file, "format": header.format, "sound": True, "rebuilt": lines[1:]}
     return answer(options, found, "\n".join(lines))
 

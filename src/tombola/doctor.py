@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-import tombola
 from tombola.data.checks import check_source, is_to_be_downloaded
 from tombola.errors import UserError
 from tombola.exported.facts import HOW, need
 from tombola.metrics.judge_files import cache_dir, find_inception, shipped_judge
 from tombola.registry import DATA
+from tombola.version import VERSION
 
 PACKAGES = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "pillow", "matplotlib", "jinja2")
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
@@ -49,7 +49,7 @@ def examine(data_dir: Path | None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "cores": os.cpu_count(),
         "versions": {
-            "tombola": tombola.__version__,
+            "tombola": VERSION,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },

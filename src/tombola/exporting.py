@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tombola.api import model_networks
 from tombola.atomic import write_atomic
+from tombola.engine.models import model_networks
 from tombola.errors import ConfigError
 from tombola.exported.facts import Facts, need, target
 from tombola.exported.write import quiet, to_onnx, to_torch_export, traced

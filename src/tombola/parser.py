@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-import tombola
 from tombola.errors import ConfigError
+from tombola.version import VERSION
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,7 +24,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         description="Draws winning lottery tickets from deep generative models.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"tombola {tombola.__version__}")
+    parser.add_argument("--version", action="version", version=f"tombola {VERSION}")
     sub = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:

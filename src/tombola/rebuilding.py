@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tombola import api
-from tombola.bar import Bar
 from tombola.config import Config
 from tombola.data.checks import check_source
 from tombola.engine.context import Context
+from tombola.engine.progress import Progress
+from tombola.engine.request import train_request
 from tombola.engine.search import prepare
 from tombola.engine.starts import trainer_of
 from tombola.engine.surroundings import versions
@@ -74,7 +74,11 @@ class Compared:
 
 
 def rebuild(
-    path: str | Path, task: str | None = None, data: str | None = None, data_dir: Path | None = None
+    path: str | Path,
+    task: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Train a ticket's start weights again and compare; returns what was found, as lines of text.
 
@@ -86,7 +90,7 @@ def rebuild(
     config = rebuild_config(read_header(path), task, data)
     ticket = load_ticket(path)
     setting, context = _setting(Path(path), config, data_dir)
-    trainer, first, steps = _trained(setting, context, ticket)
+    trainer, first, steps = _trained(setting, context, ticket, progress or Progress())
     masks = ticket.held(trainer.networks)
     now = Ticket(masks, trainer.judged_weights(averaged=False)).weights
     found = compare(Ticket(masks, ticket.weights).weights, now, Ticket(masks, first).weights)
@@ -129,7 +133,7 @@ def _setting(path: Path, config: Config, folder: Path | None) -> tuple[Setting, 
     """What a ticket's training comes down to on this machine, and where its parts are."""
     check_source(config.data.name, folder)
     with tempfile.TemporaryDirectory() as nowhere:
-        request = api.train_request(config, folder, Path(nowhere) / "out", "", path)
+        request = train_request(config, folder, Path(nowhere) / "out", "", path)
         setting, _ = prepare(request)
     context = Context(
         store=Store(Path()),
@@ -143,7 +147,9 @@ def _setting(path: Path, config: Config, folder: Path | None) -> tuple[Setting, 
     return setting, context
 
 
-def _trained(setting: Setting, context: Context, ticket: Ticket) -> tuple[Trainer, Weights, int]:
+def _trained(
+    setting: Setting, context: Context, ticket: Ticket, progress: Progress
+) -> tuple[Trainer, Weights, int]:
     """(the trainer at the rewind step, its weights at step 0, how many steps it took)."""
     config = {
         **setting.base(setting.config.train.precision[0]),
@@ -151,17 +157,16 @@ def _trained(setting: Setting, context: Context, ticket: Ticket) -> tuple[Traine
         "seed": ticket.manifest["seed"],
     }
     steps = ticket.manifest["rewind_step"]
-    bar = Bar()
     # As the workers of a search compute; what comes after is the caller's own arithmetic again.
     torch.set_flush_denormal(True)
     try:
         trainer = trainer_of(config, context, None)
         _press(trainer, setting, ticket)
         first = {k: v.clone() for k, v in trainer.judged_weights(averaged=False).items()}
-        bar.begin(steps, int(steps > 0))
+        progress.begin(steps, int(steps > 0))
         while trainer.step < steps:
             trainer.advance()
-            bar.advance(1)
+            progress.advance(1)
         trainer.check()
     except DivergedError as error:
         raise TicketError(
@@ -169,7 +174,7 @@ def _trained(setting: Setting, context: Context, ticket: Ticket) -> tuple[Traine
             "ask where the file is from"
         ) from error
     finally:
-        bar.end()
+        progress.end()
         torch.set_flush_denormal(False)
     return trainer, first, steps
 

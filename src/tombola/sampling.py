@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tombola.api import model_networks
 from tombola.config import DataSection
 from tombola.data.batches import normalise, to_uint8
+from tombola.data.grid import save_grid
 from tombola.data.sources import load_images
-from tombola.engine.judging import BATCH, save_grid
+from tombola.engine.judging import BATCH
+from tombola.engine.models import model_networks
 from tombola.errors import ConfigError
 from tombola.registry import DATA
 from tombola.runtime import rng

@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tombola.engine.context import Context, commit, diverged
@@ -23,11 +21,12 @@ from tombola.recipes.thin import forward_macs, thin_networks, thin_plan
 from tombola.recipes.trial import thinner, work_of
 from tombola.runs.plan import Node
 from tombola.runs.store import CHECKPOINT
-from tombola.sparsity.compact import Channels, Kept, check_cut, random_like, rounded
+from tombola.sparsity.compact import Channels, check_cut, random_like, rounded
 from tombola.sparsity.cutting import Cut, shrink
 from tombola.sparsity.earlybird import Watch, overlap, pooled_masks
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
+from tombola.sparsity.watch import from_hex, pack_watch, to_hex, unpack_watch
 from tombola.tasks.base import Networks
 from tombola.training.checkpoint import (
     load_checkpoint,
@@ -58,10 +57,10 @@ def watch(node: Node, context: Context) -> None:
         manifest = saved[1]
         trainer.resume(*saved)
         seconds, cuts = float(manifest["seconds"]), manifest["cuts"]
-        watches = {share: unpacked(each) for share, each in manifest["watches"].items()}
+        watches = {share: unpack_watch(each) for share, each in manifest["watches"].items()}
     loop = Loop(trainer, context, checkpoint, seconds, 0)
     loop.extra = lambda: {
-        "watches": {share: packed(each) for share, each in watches.items()},
+        "watches": {share: pack_watch(each) for share, each in watches.items()},
         "cuts": cuts,
     }
     last = max(1, config["steps"] // 2)
@@ -116,7 +115,7 @@ def _found(watch: Watch, loop: Loop, kept: Masks) -> dict[str, Any]:
         "step": loop.trainer.step,
         "seconds": loop.seconds,
         "forced": watch.found is None,
-        "kept": _hex(kept),
+        "kept": to_hex(kept),
     }
 
 
@@ -135,7 +134,7 @@ def cut(node: Node, context: Context) -> None:
     trainer = trainer_of(watched["config"], context, None)
     load_weights(trainer.networks, under(tensors, "network."))
     channels = _channels(trainer, watched["config"])
-    kept = _bits(found["kept"], watched["channels"])
+    kept = from_hex(found["kept"], watched["channels"])
     if config["round_to"] > 1:
         scores, sizes = channels.scores(trainer.networks), channels.sizes()
         kept = rounded(scores, kept, config["round_to"], sizes)
@@ -184,7 +183,7 @@ def overlaps(node: Node, context: Context) -> None:
     channels = _channels(trainer, watched["config"])
     share = config["compress"]
     late = _masks_at_once(channels, trainer.networks, share, watched["config"])
-    early = _bits(watched["cuts"][share]["kept"], watched["channels"])
+    early = from_hex(watched["cuts"][share]["kept"], watched["channels"])
     shared = overlap(early, late)
     commit(node, context, {"overlap": {name: list(pair) for name, pair in shared.items()}})
 
@@ -222,22 +221,6 @@ def thin(node: Node, context: Context) -> None:
         "steps": max(1, round(spent / own.step_macs)),
     }
     commit(node, context, record)
-
-
-def packed(watch: Watch) -> dict[str, Any]:
-    """A watch as JSON: its draws as hexadecimal bits, and the distances that decided."""
-    tensors, state = watch.state()
-    draws = {name: _hex({name: rows.flatten()})[name] for name, rows in tensors.items()}
-    sizes = {name: rows.shape[1] for name, rows in tensors.items()}
-    return {**state, "draws": draws, "sizes": sizes, "largest": watch.largest}
-
-
-def unpacked(state: Mapping[str, Any]) -> Watch:
-    """The watch that :func:`packed` made JSON of."""
-    count = len(state["steps"])
-    sizes = {name: count * size for name, size in state["sizes"].items()}
-    flat = _bits(state["draws"], sizes)
-    return Watch.load({name: rows.reshape(count, -1) for name, rows in flat.items()}, state)
 
 
 def _channels(trainer: Trainer, config: Mapping[str, Any]) -> Channels:
@@ -340,16 +323,3 @@ def _made(
 
 def _sizes(networks: Networks) -> dict[str, int]:
     return {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
-
-
-def _hex(masks: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: np.packbits(mask.numpy()).tobytes().hex() for name, mask in masks.items()}
-
-
-def _bits(texts: Mapping[str, str], sizes: Mapping[str, int]) -> Kept:
-    found = {}
-    for name, text in texts.items():
-        raw = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
-        bits = np.unpackbits(raw, count=sizes[name]).astype(bool)
-        found[name] = torch.from_numpy(bits)
-    return found

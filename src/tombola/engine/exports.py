@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tombola.atomic import write_atomic
+from tombola.data.grid import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.handed_out import clear
-from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine.output import FINAL, TICKET, Output, task_name, whole_config
 from tombola.engine.surroundings import versions
 from tombola.learned_config import LEARNED

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tombola.data.batches import normalise, to_uint8
+from tombola.data.grid import GRID_COLUMNS, GRID_ROWS
 from tombola.data.sources import Images
 from tombola.metrics.downstream import accuracy, class_shares
 from tombola.metrics.features import (
@@ -41,7 +41,6 @@ BATCH = 500
 LOSS_IMAGES = 5_000
 """A GAN's loss is taken of so many reals and samples: it is drawn, not judged, and of all 10,000
 it would cost more than everything else but the samples themselves."""
-GRID_COLUMNS, GRID_ROWS = 8, 4
 LATENT_SEED = 0
 """Latents of sampling seed s are rng(LATENT_SEED, "judge-latents", s) for every network."""
 
@@ -320,15 +319,3 @@ def _summaries(parts: Mapping[str, Tensor]) -> dict[str, float]:
     if "mean" in parts:
         values["active_units"] = float(active_units(parts["mean"].numpy()))
     return values
-
-
-def save_grid(place: Path | BinaryIO, images: Tensor, columns: int = GRID_COLUMNS) -> None:
-    """uint8 images (N, C, H, W) as one PNG, without gaps."""
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = np.zeros((rows * height, columns * width, channels), np.uint8)
-    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        row, column = divmod(index, columns)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
-    picture = Image.fromarray(sheet if channels == 3 else sheet[..., 0])
-    picture.save(place, format="PNG", optimize=True)

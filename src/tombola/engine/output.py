@@ -10,12 +10,7 @@ from typing import Any
 
 from tombola.engine.alike import alike
 from tombola.engine.handed_out import name_of, size_of
-from tombola.engine.learning import (
-    above_floor,
-    sampling_sd,
-    settling_shares,
-    trivial_values,
-)
+from tombola.engine.learnt import above_floor, sampling_sd, settling_shares, trivial_values
 from tombola.engine.spending import before_ticket, behind, spent
 from tombola.engine.surroundings import git_commit, versions
 from tombola.engine.watched import watched

@@ -18,20 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.data.grid import GRID_COLUMNS, GRID_ROWS, save_grid
 from tombola.engine import classifier, early_bird
 from tombola.engine.context import Context, commit, diverged
 from tombola.engine.early import course
-from tombola.engine.judging import (
-    GRID_COLUMNS,
-    GRID_ROWS,
-    JudgedState,
-    Loader,
-    evaluate,
-    floor_of,
-    open_judge,
-    save_grid,
-    sound_judge,
-)
+from tombola.engine.judging import JudgedState, Loader, evaluate, floor_of, open_judge, sound_judge
 from tombola.engine.learned_masks import search
 from tombola.engine.learning import mean_answer
 from tombola.engine.loop import Loop

@@ -10,7 +10,7 @@ from tombola.engine.context import Context
 from tombola.recipes.thin import new_networks, thinned
 from tombola.runs.plan import Node
 from tombola.runtime import rng, seed_everything
-from tombola.sparsity.compact import compact
+from tombola.sparsity.compacting import compact
 from tombola.sparsity.cutting import resize
 from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import Masks, erk, shuffle

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tombola
+from tombola.version import VERSION
 
 
 def versions() -> dict[str, str]:
     """Versions and machine."""
     return {
-        "tombola": tombola.__version__,
+        "tombola": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

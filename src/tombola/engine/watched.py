@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tombola.engine.early_bird import unpacked
 from tombola.recipes.cells import Arm, Plan
+from tombola.sparsity.watch import unpack_watch
 
 DIGITS = 4
 """Decimals of a distance; two masks of 960 channels that differ in one are 0.001 apart."""
@@ -49,7 +49,7 @@ def watched(
             "thin_flops": thin.get(cell.cut, {}),
         }
         if "matrix" not in arm and watch["steps"]:
-            draws, distances = unpacked(watch).matrix()
+            draws, distances = unpack_watch(watch).matrix()
             arm["draws"] = draws
             arm["matrix"] = {
                 name: [[round(value, DIGITS) for value in row] for row in rows.tolist()]

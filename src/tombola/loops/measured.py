@@ -37,7 +37,7 @@ def save_images(path: Path, images: Any) -> tuple[int, ...]:
             "uint8 or float in [-1, 1]"
         )
     from tombola.data.batches import to_uint8
-    from tombola.engine.judging import GRID_COLUMNS, GRID_ROWS, save_grid
+    from tombola.data.grid import GRID_COLUMNS, GRID_ROWS, save_grid
 
     shown = images[: GRID_COLUMNS * GRID_ROWS].detach().cpu()
     if shown.is_floating_point():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from tombola.errors import ConfigError, TicketError
 from tombola.runtime import rng
 from tombola.sparsity.channels import Group, channel_groups
-from tombola.sparsity.cutting import Cut, Inputs, Slice, copied, shrink
+from tombola.sparsity.cutting import Cut, Inputs, Slice
 from tombola.sparsity.layout import shown
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters
 from tombola.sparsity.proof import prove
-
-if TYPE_CHECKING:
-    from tombola.sparsity.tickets import Ticket
 
 Kept = dict[str, Tensor]
 """Group's name -> bool (n,), True = kept."""
@@ -249,48 +246,27 @@ def _parts(cut: Cut, groups: Sequence[Group]) -> Iterator[tuple[str, Cut]]:
             yield group.name, Cut(keep)
 
 
-def compact(
-    networks: Mapping[str, nn.Module],
-    ticket: Ticket,
-    inputs: Mapping[str, Tensor | Inputs] | None = None,
-) -> dict[str, nn.Module]:
-    """Smaller copies of networks, without the channels that a channel ticket takes away.
-
-    You et al. 2020, "Drawing early-bird tickets"; Kalibhat et al. 2021. ``networks`` by name keep
-    their weights and are not changed; the copies have theirs, on the same devices and in the same
-    modes. ``inputs``: what each network is called with, a tensor or a tuple of them (N, ...) of any
-    values; by default zeros of the shapes that the ticket names. Proven: the copies' outputs equal
-    those of the networks with these channels zeroed, in float64 to 1e-8 of the largest output, or
-    to 1e-4 in float32 where a network does not run in float64. Which layers cannot be cut, and why:
-    ``Channels.of(networks, inputs, ["all"]).left``. TicketError for a ticket of single weights or
-    of other networks, ConfigError, naming the layer, for a network that cannot be cut.
-    """
-    cut = cut_of(networks, ticket, inputs)
-    small = copied(networks)
-    shrink(small, cut)
-    return small
-
-
 def cut_of(
     networks: Mapping[str, nn.Module],
-    ticket: Ticket,
+    masks: Masks,
+    manifest: Mapping[str, Any],
     inputs: Mapping[str, Tensor | Inputs] | None = None,
 ) -> Cut:
-    """What a channel ticket takes out of networks, proven; arguments and errors as ``compact``."""
-    if ticket.manifest.get("granularity") != "channel":
+    """What the masks of a channel ticket take out of networks, proven; errors as ``compact``."""
+    if manifest.get("granularity") != "channel":
         raise TicketError(
             "the ticket prunes single weights, which leaves every layer its size; compact takes a "
             "ticket of whole channels, from tombola find --method early-bird"
         )
-    pruned = sorted({name.partition(".")[0] for name in ticket.masks})
+    pruned = sorted({name.partition(".")[0] for name in masks})
     if missing := [name for name in pruned if name not in networks]:
         raise TicketError(
             f"the ticket is of network {shown(missing[0])}, which was not given; "
             f"it was given {', '.join(networks)}"
         )
-    asked = inputs_given(networks, pruned, inputs, ticket)
+    asked = inputs_given(networks, pruned, inputs, manifest)
     channels = Channels.of(networks, asked, pruned)
-    cut = channels.cut(channels.kept(ticket.masks))
+    cut = channels.cut(channels.kept(masks))
     check_cut({name: networks[name] for name in pruned}, asked, cut, channels.groups)
     return cut
 
@@ -299,7 +275,7 @@ def inputs_given(
     networks: Mapping[str, nn.Module],
     pruned: Sequence[str],
     inputs: Mapping[str, Tensor | Inputs] | None,
-    ticket: Ticket,
+    manifest: Mapping[str, Any],
 ) -> dict[str, Inputs]:
     """What each pruned network is called with: as given, else as the ticket says."""
     if inputs is not None and not isinstance(inputs, Mapping):
@@ -311,7 +287,7 @@ def inputs_given(
     for name in pruned:
         one = (inputs or {}).get(name)
         if one is None:
-            found[name] = _named(name, ticket.manifest.get("inputs"))
+            found[name] = _named(name, manifest.get("inputs"))
             continue
         several = (one,) if isinstance(one, Tensor) else one
         fine = isinstance(several, tuple | list) and several

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from tombola.errors import ConfigError, TicketError
 from tombola.hub import resolve
+from tombola.sparsity.compact import cut_of
 from tombola.sparsity.container import (
     Raw,
     Source,
@@ -117,9 +118,7 @@ class Ticket:
         """
         if self.manifest.get("granularity") != "channel":
             return self.masks
-        from tombola.sparsity.compact import cut_of
-
-        return cut_of(networks, self).masks(networks)
+        return cut_of(networks, self.masks, self.manifest).masks(networks)
 
     @contextlib.contextmanager
     def enforce(self, networks: Mapping[str, nn.Module], optimizers: Optimizers) -> Iterator[Hold]:
