@@ -7,10 +7,10 @@ three searches of one arm each.
 from __future__ import annotations
 
 from measure import Row, Section, Spread
-from tombola.config import build
-from tombola.recipes.cells import Plan
-from tombola.recipes.recipes import search
-from tombola.recipes.setting import resolve
+from tombola.config.sections import build
+from tombola.plan.cells import Plan
+from tombola.plan.plans import search
+from tombola.plan.setting import resolve
 
 ARMS = ("all", "generator", "discriminator")
 SEEDS = 3

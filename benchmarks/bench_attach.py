@@ -26,7 +26,7 @@ from measure import Row, Section, Spread, children, compare, row, threads, timed
 from tombola.data.batches import Batches
 from tombola.loops import attaching, orders
 from tombola.loops.book import TICKET
-from tombola.sparsity.tickets import Ticket, save_ticket
+from tombola.tickets.ticket import Ticket, save_ticket
 from tombola.training.trainer import named_state
 
 IMAGES = {"full": 10_000, "toy": 64}

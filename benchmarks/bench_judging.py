@@ -19,12 +19,12 @@ import torch
 
 import settings
 from measure import Section, children, compare, row, threads
+from tombola.config.runtime import Runtime
 from tombola.data.batches import to_uint8
 from tombola.data.sources import load_images
 from tombola.engine.judging import BATCH, evaluate, latents_of, networks_in_eval, open_judge
 from tombola.engine.judging import reals_seen as seen
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.runtime import Runtime
 from tombola.training.trainer import load_weights
 
 COUNTS = {"full": 10_000, "toy": 60}

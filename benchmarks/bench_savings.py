@@ -13,8 +13,8 @@ from functools import partial
 
 import settings
 from measure import Comparison, Row, Section, Spread, children, compare, row, threads
-from tombola.engine.local_pool import MALLOC
-from tombola.recipes.trial import work_of
+from tombola.engine.executors.local import MALLOC
+from tombola.plan.trial import work_of
 
 EPOCHS, IMAGES = 200, 50_000
 """The plan: the paper's epochs, CIFAR-10's training images."""

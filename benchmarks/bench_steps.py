@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from measure import Comparison, Section, children, compare, row, threads
-from tombola.engine.local_pool import MALLOC
+from tombola.engine.executors.local import MALLOC
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from measure import Child, Section, Timing, children, compare, row, threads
-from tombola.engine.local_pool import MALLOC
+from tombola.engine.executors.local import MALLOC
 
 STEPS = {"full": 300, "toy": 2}
 

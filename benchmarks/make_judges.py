@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import rng, seed_everything
 from tombola.data.batches import normalise
-from tombola.data.sources import Images, load_images
+from tombola.data.sources import load_images
+from tombola.data.splits import Images
 from tombola.metrics.features import classifier_judge, save_judge
 from tombola.metrics.ladder import gate
 from tombola.models.classifier import (
@@ -25,7 +27,6 @@ from tombola.models.classifier import (
     classification_loss,
     classifier_recipe,
 )
-from tombola.runtime import rng, seed_everything
 
 FILES = Path(__file__).parents[1] / "src" / "tombola" / "metrics" / "files"
 

@@ -35,10 +35,10 @@ import torch
 from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 
+from tombola.config.registry import TASKS
+from tombola.config.runtime import Runtime, derive_seed, seed_everything
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images
-from tombola.registry import TASKS
-from tombola.runtime import Runtime, derive_seed, seed_everything
 from tombola.sparsity.earlybird import DELTA, LOOK_BACK, Watch, channel_masks, removed_count
 from tombola.training.trainer import Settings, Trainer
 

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
+from tombola.config.registry import TASKS
+from tombola.config.runtime import seed_everything
 from tombola.data.sources import load_images
-from tombola.registry import TASKS
-from tombola.runtime import seed_everything
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.cutting import shrink
 from tombola.sparsity.masks import Masks, kept_count, prunable

@@ -18,8 +18,8 @@ import torch
 import settings
 from measure import serve
 from paper_loop import PaperLoop
+from tombola.config.runtime import Runtime
 from tombola.data.batches import Batches, normalise
-from tombola.runtime import Runtime
 from tombola.training.trainer import Settings, Trainer
 
 IMAGES = {"linear-ae": 54_000, "dcgan": 10_000}

@@ -36,7 +36,7 @@ def _short_trainings_go_on(request: pytest.FixtureRequest) -> Iterator[None]:
 
     So ``search.anyway`` is on here, but in modules that say ``AS_USERS_DO = True``.
     """
-    from tombola.search_config import SearchSection
+    from tombola.config.search import SearchSection
 
     defaults = SearchSection.__init__.__kwdefaults__
     assert defaults is not None
@@ -62,7 +62,7 @@ def _torch_as_found() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _registries_as_found() -> Iterator[None]:
     """A name that a test registers is gone after it."""
-    from tombola import registry
+    from tombola.config import registry
     from tombola.metrics import rules
 
     tables = [v._entries for v in vars(registry).values() if isinstance(v, registry.Registry)]

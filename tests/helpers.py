@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.config.runtime import Runtime, rng, seed_everything
 from tombola.data.batches import Batches
-from tombola.runtime import Runtime, rng, seed_everything
 from tombola.sparsity.masks import Masks
 from tombola.tasks.base import Networks, Task, Turn
 from tombola.training.trainer import Settings, Trainer

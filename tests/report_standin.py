@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tombola.metrics.verdict.decide import summarise
 from tombola.report.curves import folder_of, key_of
-from tombola.runs.results import CostRow, Row, write_costs, write_results
+from tombola.store.tables import CostRow, Row, write_costs, write_results
 
 
 def kept(total: int, rate: float, level: int) -> int:

@@ -16,12 +16,12 @@ import helpers
 import in_process
 import tombola
 from tombola import api
+from tombola.config.registry import TASKS
+from tombola.config.runtime import rng
 from tombola.engine import loop
 from tombola.engine.models import check_fit
 from tombola.engine.progress import Progress
 from tombola.errors import ConfigError, TicketError
-from tombola.registry import TASKS
-from tombola.runtime import rng
 
 TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
 SMALL = {

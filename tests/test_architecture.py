@@ -17,50 +17,31 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "tombola"
 
-# Lowest first; rooms of one tier do not import each other. Where the walls are not quite those of
-# the first drawing: config stands on registry, whose names it checks, and recipes on training,
-# whose one trial step they take to count a task's work.
+# Lowest floor first.
 TIERS = (
     {"errors"},
-    {"__init__"},
-    {"atomic", "hub", "limits", "models", "registry", "runtime", "streams", "values"},
-    {"learned_config"},
-    {"search_config"},
-    {"config"},
-    {"data", "metrics", "runs", "sparsity", "tasks"},
-    {"exported", "training"},
-    {"recipes"},
-    {"engine", "report"},
-    {
-        "api",
-        "bar",
-        "doctor",
-        "dry_run",
-        "listing",
-        "task_table",
-        "tickets_config",
-        "transfer_config",
-    },
-    {"exporting", "loops", "publishing", "rebuilding", "sampling", "transfers", "words"},
-    {"commands"},
-    {"parser", "travel"},
-    {"reproduce"},
-    {"cli"},
+    {"config", "models"},
+    {"data", "metrics", "sparsity", "store", "tasks"},
+    {"plan", "report", "tickets", "training"},
+    {"engine", "results"},
+    {"api", "loops"},
+    {"__init__", "cli"},
     {"__main__"},
 )
+SIDEWAYS = {("engine", "results"), ("plan", "tickets"), ("plan", "training")}
+"""Rooms of one floor of which the first imports the second; only fewer."""
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
 
 FILE_LINES, FUNCTION_LINES, POSITIONAL, ARGUMENTS = 400, 60, 6, 8
-ROOMS, FLOORS = 44, 17
-"""Names at the top of the package, and tiers: as many as there are. To be 20 and 8."""
-SOURCE_LINES = 36_445
+ROOMS, FLOORS = 20, 8
+"""Names at the top of the package, and floors: at most so many."""
+SOURCE_LINES = 36_456
 """Lines of all Python files of the package, as ``wc -l`` counts them; to be 23,500. More only in a
 commit that raises the number and says why."""
 SLACK_LINES = 100
 """So many lines below it the number is lowered, or the next commit would grow unseen."""
 TYPED_CIRCLES = {
     ("tombola.loops.book", "tombola.loops.earlier"),
-    ("tombola.sparsity.compact", "tombola.sparsity.tickets"),
 }
 """Modules that know each other, at least one the other for the type checker alone; only fewer."""
 PARTICIPLES = Path(__file__).with_name("participles.txt")
@@ -74,7 +55,7 @@ IRREGULAR = {
     "written",
 }  # fmt: skip
 NO_PARTICIPLES = {"embed", "exceed", "feed", "need", "proceed", "seed", "speed"}
-SPEAKING = {"cli.py", "commands.py", "travel.py"}
+SPEAKING = {"cli/command_line.py", "cli/commands.py", "cli/travel.py"}
 """The only files that print."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "os.system"}
@@ -142,9 +123,9 @@ def imported_rooms(path: Path, tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 def upward(path: Path, tree: ast.AST) -> list[str]:
     here = room(path)
     return [
-        f"{place(path, node)} {here} (tier {RANK[here]}) imports {there} (tier {RANK[there]})"
+        f"{place(path, node)} {here} (floor {RANK[here]}) imports {there} (floor {RANK[there]})"
         for node, there in imported_rooms(path, tree)
-        if there != here and RANK[there] >= RANK[here]
+        if there != here and RANK[there] >= RANK[here] and (here, there) not in SIDEWAYS
     ]
 
 
@@ -214,6 +195,14 @@ def test_every_room_has_a_rank() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_imports_point_down(path: Path) -> None:
     assert upward(path, TREES[path]) == []
+
+
+def test_rooms_of_one_floor_that_import_each_other_are_those_there_were() -> None:
+    found = {
+        (room(path), there) for path in FILES for _, there in imported_rooms(path, TREES[path])
+    }
+    assert {pair for pair in SIDEWAYS if pair not in found} == set(), "take it from the list"
+    assert not {(other, one) for one, other in SIDEWAYS} & found
 
 
 def edges_between(*, typed: bool) -> dict[str, set[str]]:
@@ -289,21 +278,8 @@ def test_functions_are_named_by_verbs_but_those_there_were() -> None:
 def test_the_house_only_shrinks() -> None:
     lines = sum(path.read_text(encoding="utf-8").count("\n") for path in FILES)
     assert SOURCE_LINES - SLACK_LINES <= lines <= SOURCE_LINES
-    assert (len(RANK), len(TIERS)) == (ROOMS, FLOORS)
-
-
-def test_the_package_itself_is_imported_for_its_version_only() -> None:
-    # Its other names are imported lazily from high rooms: a hidden way up.
-    found = [
-        f"{place(path, node)} {ast.unparse(node)}"
-        for path, tree in TREES.items()
-        for node in walk_run(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "tombola"
-        and node.attr != "__version__"
-    ]
-    assert found == []
+    assert len(RANK) <= ROOMS
+    assert len(TIERS) <= FLOORS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
@@ -373,17 +349,19 @@ def test_git_leaves_no_source_out() -> None:
     ("file", "line", "count"),
     [
         ("models/x.py", "import tombola.tasks.base", 1),
-        ("models/x.py", "from tombola.runtime import rng", 1),
+        ("models/x.py", "from tombola.config.runtime import rng", 1),
         ("models/x.py", "from tombola import config", 1),
         ("models/x.py", "from ..tasks import base", 1),
         ("models/x.py", "from .blocks import conv", 0),
         ("models/x.py", "def f():\n    from tombola import api", 1),
         ("models/x.py", "if TYPE_CHECKING:\n    from tombola import api", 0),
         ("models/x.py", "if TYPE_CHECKING:\n    pass\nelse:\n    from tombola import api", 1),
-        ("models/x.py", "import tombola", 0),
+        ("models/x.py", "import tombola", 1),
         ("models/x.py", "from tombola.errors import ConfigError", 0),
         ("engine/x.py", "from tombola.models import gans, vaes", 0),
-        ("engine/x.py", "from tombola.report import page, plots", 2),
+        ("engine/x.py", "from tombola.report import page, plots", 0),
+        ("engine/x.py", "from tombola.results import output, exports", 0),
+        ("results/x.py", "from tombola.engine import search, phases", 2),
     ],
 )
 def test_an_import_that_points_up_or_sideways_is_seen(file: str, line: str, count: int) -> None:
@@ -425,7 +403,7 @@ def test_a_budget_that_is_passed_is_seen(text: str, count: int) -> None:
 )
 def test_a_forbidden_use_is_seen(text: str, count: int) -> None:
     assert len(forbidden(PACKAGE / "x.py", ast.parse(text))) == count
-    assert forbidden(PACKAGE / "cli.py", ast.parse("print(1)")) == []
+    assert forbidden(PACKAGE / "cli/commands.py", ast.parse("print(1)")) == []
 
 
 def test_a_circle_is_seen() -> None:

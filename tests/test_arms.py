@@ -13,8 +13,8 @@ import torch
 import in_process
 import tombola
 from helpers import TinyAE, TinyGAN, images, run, same
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches
-from tombola.runtime import Runtime, seed_everything
 from tombola.sparsity.masks import ones, prunable
 from tombola.training.trainer import Settings, Trainer
 

@@ -14,13 +14,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import in_process
 import tombola
-from tombola.config import AT_INIT
+from tombola.config.search import AT_INIT
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError
-from tombola.runs.store import Store
 from tombola.sparsity import at_init
 from tombola.sparsity.at_init import grasp, guarded, select, snip, synflow
 from tombola.sparsity.masks import count, nested, ones, prunable
+from tombola.store.runs import Store
 from tombola.tasks.adversarial import SNGAN
 from tombola.tasks.autoencoding import LinearAE
 from tombola.tasks.base import Task, Turn

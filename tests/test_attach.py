@@ -18,13 +18,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import in_process
 import tombola
-from tombola import cli
+from tombola.cli import command_line as cli
 from tombola.errors import ConfigError, TicketError
 from tombola.loops import attaching, draws, measured, orders
 from tombola.loops.book import FINAL, REWIND, TICKET
 from tombola.loops.ending import Ending
 from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import Ticket, save_ticket
+from tombola.tickets.ticket import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file
 
 

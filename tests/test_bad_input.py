@@ -23,10 +23,11 @@ import pytest
 import in_process
 import standins
 import tombola
-from tombola import api, cli
-from tombola import words as asked
-from tombola.sparsity.container import Raw, read_header, write_file
-from tombola.sparsity.layout import MODEL_FORMAT, TICKET_FORMAT
+from tombola import api
+from tombola.cli import command_line as cli
+from tombola.cli import words as asked
+from tombola.store.container import Raw, read_header, write_file
+from tombola.store.format import MODEL_FORMAT, TICKET_FORMAT
 
 TOY = f"{Path(__file__).parent / 'toy_task.py'}"
 TASK = f"{TOY}:TinyAE"

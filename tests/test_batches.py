@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tombola.config.runtime import rng
 from tombola.data.batches import Batches, normalise, to_uint8
 from tombola.errors import ConfigError, DataError
-from tombola.runtime import rng
 
 
 def numbered(n: int) -> torch.Tensor:

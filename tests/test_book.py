@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 import tombola
-from tombola import config as configs
+from tombola.config import sections as configs
 from tombola.errors import ConfigError
 from tombola.loops import asking, draws
 from tombola.loops.book import FINAL, REWIND, TICKET, Book, Facts, Round
 from tombola.loops.folder import write_config, write_folder
 from tombola.loops.measured import check_rule, save_images
-from tombola.sparsity.tickets import save_ticket
+from tombola.tickets.ticket import save_ticket
 from tombola.training.checkpoint import save_weights
 
 # Of names that sort otherwise than the pool: equal scores go by the pool's order.

@@ -13,8 +13,8 @@ import torch
 
 import tombola
 from tombola.engine.starts import derive
-from tombola.runs.store import Store
 from tombola.sparsity.masks import nested, shuffle
+from tombola.store.runs import Store
 from tombola.training.checkpoint import load_state, load_weights_file
 
 OTHERS = ("accuracy", "early_stopping_step")

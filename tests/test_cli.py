@@ -23,10 +23,13 @@ from PIL import Image
 
 import in_process
 import tombola
-from tombola import cli, commands, config, dry_run, registry, sampling
-from tombola import words as asked
+from tombola.cli import command_line as cli
+from tombola.cli import commands
+from tombola.cli import words as asked
+from tombola.config import registry
+from tombola.config import sections as config
 from tombola.data.sources import load_images
-from tombola.engine import search
+from tombola.engine import dry_run, sampling, search
 
 TOY = Path(__file__).parent / "toy_task.py"
 TASK = f"{TOY}:TinyAE"

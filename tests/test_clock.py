@@ -12,7 +12,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 import tombola
 from tombola.loops import clock as module
-from tombola.loops.clock import Clock, Rounds, Stopped
+from tombola.loops.clock import Clock, Stopped
+from tombola.loops.turns import Rounds
 
 SGD = torch.optim.SGD
 

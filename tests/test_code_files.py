@@ -9,12 +9,12 @@ import json
 import pytest
 
 import in_process
-from tombola import cli
-from tombola.config import build
+from tombola.cli import command_line as cli
+from tombola.config.registry import CRITERIA, code_files, code_sha256, file_sha256, is_library
+from tombola.config.sections import build
 from tombola.errors import ConfigError
 from tombola.loops.earlier import meaning_of
-from tombola.recipes.setting import make_task
-from tombola.registry import CRITERIA, code_files, code_sha256, file_sha256, is_library
+from tombola.plan.setting import make_task
 
 
 @pytest.fixture

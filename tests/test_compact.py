@@ -17,14 +17,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 import tombola
 from helpers import stir
 from test_imports import MODULES, python
+from tombola.config.registry import TASKS
 from tombola.errors import ConfigError, TicketError
-from tombola.registry import TASKS
 from tombola.sparsity.channels import channel_groups
 from tombola.sparsity.compact import Channels, check_cut, cut_of, random_like, rounded
-from tombola.sparsity.compacting import compact
 from tombola.sparsity.cutting import Cut, copied, floating_tensors, resize, shrink
 from tombola.sparsity.names import plain_parameters, plain_state
-from tombola.sparsity.tickets import Ticket, load, save_ticket
+from tombola.tickets.compact import compact
+from tombola.tickets.ticket import Ticket, load, save_ticket
 from tombola.training.scoring import inputs_of
 
 OPTIONS = {
@@ -832,7 +832,7 @@ def test_torch_pruning_is_imported_only_when_a_network_is_traced() -> None:
 import contextlib, importlib, io, sys
 for words in (["--help"], ["find", "--help"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        importlib.import_module("tombola.cli").main(words)
+        importlib.import_module("tombola.cli.command_line").main(words)
 for name in {MODULES!r}:
     importlib.import_module(name)
 assert "torch_pruning" not in sys.modules

@@ -16,18 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import standins
-from tombola import config, values
-from tombola.config import Config, build
+from tombola.config import sections as config
+from tombola.config import values
+from tombola.config.learned import LEARNED
+from tombola.config.sections import Config, build
 from tombola.engine import earlier as earlier_call
 from tombola.engine import search
-from tombola.engine.agenda import FIRST
+from tombola.engine.executors.agenda import FIRST
 from tombola.engine.stages import STAGES
 from tombola.errors import ConfigError
-from tombola.learned_config import LEARNED
 from tombola.metrics.rules import fixed_margins
-from tombola.recipes import recipes
-from tombola.recipes.setting import resolve
-from tombola.runs.plan import SCHEMA, Graph, Node
+from tombola.plan import plans as recipes
+from tombola.plan.setting import resolve
+from tombola.store.graph import SCHEMA, Graph, Node
 from tombola.tasks.base import Task
 
 TASK = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import helpers
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError
-from tombola.recipes.trial import Work, try_task, work_of
-from tombola.runtime import Runtime, seed_everything
+from tombola.plan.trial import Work, try_task, work_of
 from tombola.sparsity.cost import count_macs
 from tombola.tasks.adversarial import DCGAN, SNGAN, WGANGP, ResNetDCGAN
 from tombola.tasks.autoencoding import VAE, ConvAE, LinearAE
@@ -251,7 +251,7 @@ def test_the_work_of_a_task_is_that_of_a_real_step(name: str, monkeypatch) -> No
     batches = Batches(helpers.images(8, shape), task.batch_size, 0)
     settings = Settings(runtime=Runtime.open("cpu", "fp32", 1), seed=0, total_steps=9)
     trainer = Trainer(task, networks, batches, settings)
-    monkeypatch.setattr("tombola.recipes.trial.seed_everything", None)  # none needs the second way
+    monkeypatch.setattr("tombola.plan.trial.seed_everything", None)  # none needs the second way
     assert work_of(task, networks, shape) == work
     assert count_macs(trainer.advance) == work.step_macs > 0
 
@@ -337,7 +337,7 @@ class Shared(helpers.TinyAE):
 
 
 def test_what_networks_share_is_shared_when_they_are_counted(monkeypatch) -> None:
-    monkeypatch.setattr("tombola.recipes.trial.seed_everything", None)  # no second way
+    monkeypatch.setattr("tombola.plan.trial.seed_everything", None)  # no second way
     task = Shared(batch_size=3)
     work = work_of(task, task.networks((1, 8, 8)), (1, 8, 8))
     assert work.step_macs == 3 * (2 * 64 * 64 + 3 * 64 * 64)

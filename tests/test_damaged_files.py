@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tombola.errors import TicketError
-from tombola.sparsity import container, tickets
-from tombola.sparsity.tickets import Ticket
+from tombola.store import container
+from tombola.tickets import ticket as tickets
+from tombola.tickets.ticket import Ticket
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from standins import make_folder, make_mnist, picture
+from tombola.config.registry import DATA
 from tombola.data import cache, checks, decode
 from tombola.data.adapt import fit
 from tombola.data.checks import check_source
 from tombola.data.pixels import pixels
-from tombola.data.sources import Raw, load_images, native_channels, save_tensor_source
-from tombola.data.splits import SPLITS, Images, data_hash, split_indices
+from tombola.data.sources import load_images, native_channels, save_tensor_source
+from tombola.data.splits import SPLITS, Images, Raw, data_hash, split_indices
 from tombola.errors import ConfigError, DataError, UserError
-from tombola.registry import DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

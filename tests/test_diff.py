@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tombola import cli
+from tombola.cli import command_line as cli
 from tombola.errors import TicketError
-from tombola.sparsity import container, tickets
-from tombola.sparsity.difference import chance, difference, difference_text
-from tombola.sparsity.tickets import Ticket
+from tombola.store import container
+from tombola.tickets import ticket as tickets
+from tombola.tickets.difference import chance, difference, difference_text
+from tombola.tickets.ticket import Ticket
 
 
 def ticket(path, masks, **manifest):
@@ -187,7 +188,7 @@ def test_a_strange_name_is_escaped_where_it_is_refused(tmp_path):
 def test_comparing_imports_no_torch(tmp_path):
     path = ticket(tmp_path / "a", {"g.a": [1, 0]})
     code = (
-        "import sys; from tombola import cli\n"
+        "import sys; from tombola.cli import command_line as cli\n"
         f"assert cli.main(['inspect', '--diff', {path!r}, {path!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
     )

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from helpers import run
-from tombola import cli, exporting
-from tombola.config import build
+from tombola.cli import command_line as cli
+from tombola.config.runtime import Runtime
+from tombola.config.sections import build
 from tombola.data.batches import Batches
+from tombola.engine import exporting
 from tombola.engine.early import denoising_loss
 from tombola.errors import ConfigError
 from tombola.models.unet import UNet
-from tombola.recipes.cells import judged_steps
-from tombola.recipes.setting import resolve
-from tombola.recipes.trial import try_task
-from tombola.runtime import Runtime
+from tombola.plan.cells import judged_steps
+from tombola.plan.setting import resolve
+from tombola.plan.trial import try_task
 from tombola.sparsity.compact import Channels
-from tombola.sparsity.tickets import save_model
 from tombola.tasks.autoencoding import VAE
 from tombola.tasks.diffusion import DDPM, alphas_bar, ddim_step, noised, sampling_times
+from tombola.tickets.ticket import save_model
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer, named_state
 

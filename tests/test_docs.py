@@ -23,10 +23,11 @@ import pytest
 
 import in_process
 import standins
-from tombola import cli, config
+from tombola.cli import command_line as cli
+from tombola.config.registry import TASKS
+from tombola.config.search import CONTROLS, METHODS
 from tombola.metrics.rules import CURVE_ONLY, rule_of
 from tombola.metrics.verdict.losses import DEFAULT_CONTROLS
-from tombola.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 AS_USERS_DO = True
@@ -172,7 +173,7 @@ def test_the_reference_names_what_is_not_built():
     table = text[text.index("## What is built") : text.index("## The code")]
     columns = [row.split("|")[2:4] for row in table.splitlines() if row.startswith("| ")]
     built, lacking = (" ".join(row[i] for row in columns) for i in (0, 1))
-    for name in (*config.METHODS, *config.CONTROLS):
+    for name in (*METHODS, *CONTROLS):
         assert f"`{name}`" in built, name
     for name in cli.TO_COME:
         assert f"`{name}`" in lacking, name

@@ -22,16 +22,17 @@ from torch.nn import functional
 import in_process
 import tombola
 from helpers import digest, same
-from tombola.config import build
+from tombola.config.runtime import derive_seed
+from tombola.config.sections import build
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images
-from tombola.engine.stages import Context, execute
+from tombola.engine.context import Context
+from tombola.engine.stages import execute
 from tombola.loops.book import FINAL, TICKET
-from tombola.recipes import recipes
-from tombola.recipes.setting import make_task, resolve
-from tombola.runs.store import Store
-from tombola.runtime import derive_seed
-from tombola.sparsity.tickets import load_ticket
+from tombola.plan import plans as recipes
+from tombola.plan.setting import make_task, resolve
+from tombola.store.runs import Store
+from tombola.tickets.ticket import load_ticket
 from tombola.training.checkpoint import load_weights_file
 
 N = 6

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from tombola.config.runtime import Runtime, rng
 from tombola.data.batches import normalise
 from tombola.data.sources import load_images
 from tombola.engine.early import course, first_within
 from tombola.engine.judging import open_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.recipes.cells import course_steps
-from tombola.runtime import Runtime, rng
+from tombola.plan.cells import course_steps
 from tombola.tasks.base import Task
 
 

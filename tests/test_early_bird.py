@@ -15,20 +15,20 @@ import torch
 import in_process
 import tombola
 from helpers import WideGAN, same
-from tombola.cli import main
+from tombola.cli.command_line import main
 from tombola.engine import early_bird, loop, search
 from tombola.engine.context import Context
 from tombola.engine.progress import Progress
 from tombola.engine.request import find_request, train_request
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError
-from tombola.runs.plan import Node
-from tombola.runs.results import read_costs
-from tombola.runs.store import Store
 from tombola.sparsity.compact import Channels
 from tombola.sparsity.earlybird import Watch
-from tombola.sparsity.tickets import read_manifest
 from tombola.sparsity.watch import pack_watch, unpack_watch
+from tombola.store.container import read_manifest
+from tombola.store.graph import Node
+from tombola.store.runs import Store
+from tombola.store.tables import read_costs
 from tombola.training.checkpoint import load_state
 from tombola.training.trainer import Trainer
 
@@ -442,8 +442,8 @@ def test_a_forced_cut_of_tied_scores_is_by_position_in_the_same_pools(
 def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
     tmp_path, monkeypatch
 ):
-    from tombola import dry_run
-    from tombola.config import build
+    from tombola.config.sections import build
+    from tombola.engine import dry_run
 
     # Draws at 2, 4, ... of which half of the steps has to hold five.
     tables = {
@@ -486,9 +486,9 @@ def test_too_few_masks_to_judge_is_said_before_at_the_start_and_in_the_report(
 
 
 def test_masks_drawn_too_far_apart_may_be_drawn_nearer(tmp_path):
-    from tombola.config import build
+    from tombola.config.sections import build
     from tombola.engine.search import prepare
-    from tombola.recipes.chain import few_draws
+    from tombola.plan.chain import few_draws
 
     def note(draw_epochs, steps):
         tables = {
@@ -584,7 +584,7 @@ def test_a_watch_is_json_and_back():
 
 
 def test_controls_of_single_weights_and_of_channels_do_not_mix():
-    from tombola.config import build
+    from tombola.config.sections import build
 
     asked = build({"search": {"method": "imp,early-bird", "controls": "reinit,thin-flops"}}).search
     assert asked.controls_of("imp") == ("reinit",)
@@ -598,8 +598,8 @@ def test_controls_of_single_weights_and_of_channels_do_not_mix():
 
 
 def test_a_dry_run_tells_of_channels_and_not_of_levels(tmp_path):
-    from tombola import dry_run
-    from tombola.config import build
+    from tombola.config.sections import build
+    from tombola.engine import dry_run
 
     tables = {
         "task": {"name": TASK},
@@ -639,7 +639,7 @@ def costs_as_found(out, found, compact):
 
 def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
     from tombola import api
-    from tombola.tickets_config import ticket_config
+    from tombola.engine.ticket_config import ticket_config
 
     in_process.use(monkeypatch)
     path = found.out / "tickets" / "early-bird-all-c0.6" / "seed0-round01.safetensors"
@@ -663,7 +663,7 @@ def test_a_ticket_trains_again_small_or_masked(found, tmp_path, monkeypatch):
 
 
 def test_a_bar_grows_and_shrinks_with_what_is_expected(capfd):
-    from tombola.bar import Bar
+    from tombola.cli.bar import Bar
 
     bar = Bar()
     bar.begin(10, 2)
@@ -677,7 +677,7 @@ def test_a_bar_grows_and_shrinks_with_what_is_expected(capfd):
 
 
 def test_a_dry_run_says_of_thin_flops_that_it_is_longer(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tombola.dry_run.seconds_per_step", lambda setting: 0.1)
+    monkeypatch.setattr("tombola.engine.dry_run.seconds_per_step", lambda setting: 0.1)
     words = ["find", TASK, "--data", "digits", "--method", "early-bird", "--compress", "0.3,0.6",
              "--seeds", "2", "--out", str(tmp_path / "out"), "--dry-run"]  # fmt: skip
     assert main(words) == 0
@@ -688,7 +688,7 @@ def test_a_dry_run_says_of_thin_flops_that_it_is_longer(tmp_path, monkeypatch, c
 
 
 def test_a_note_is_a_line_on_stderr(capfd):
-    from tombola.bar import Bar
+    from tombola.cli.bar import Bar
 
     Bar().note("too few masks")
     assert capfd.readouterr() == ("", "note: too few masks\n")

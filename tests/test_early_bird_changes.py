@@ -11,18 +11,18 @@ import torch
 import tombola
 from helpers import WideGAN
 from test_early_bird import FIRST, FOUND, LATE, SECOND, costs, find, records
-from tombola import cli
-from tombola.config import build
+from tombola.cli import command_line as cli
+from tombola.config.runtime import Runtime
+from tombola.config.sections import build
 from tombola.data.batches import Batches
 from tombola.engine import early_bird
 from tombola.engine.earlier import watched_groups
 from tombola.errors import ConfigError, DivergedError
 from tombola.metrics.verdict.evidence import larger_than_cut
-from tombola.recipes.thin import forward_macs, thin_plan
-from tombola.recipes.trial import between, thinner
-from tombola.runs.results import CostRow, read_costs
-from tombola.runtime import Runtime
+from tombola.plan.thin import forward_macs, thin_plan
+from tombola.plan.trial import between, thinner
 from tombola.sparsity.compact import Channels
+from tombola.store.tables import CostRow, read_costs
 from tombola.training.scoring import inputs_of
 from tombola.training.trainer import Settings, Trainer
 from toy_task import Grouped, Loud

@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tombola.config.runtime import rng
 from tombola.errors import ConfigError
-from tombola.runtime import rng
 from tombola.sparsity.earlybird import (
     DELTA,
     LOOK_BACK,
@@ -29,7 +29,7 @@ from tombola.sparsity.earlybird import (
     removed_count,
 )
 from tombola.sparsity.masks import count, kept_at
-from tombola.sparsity.tensorfile import load_tensors, save_tensors
+from tombola.store.tensors import load_tensors, save_tensors
 
 
 def scores(**layers: list[float]) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ import tombola
 from helpers import TinyAE
 from tombola.errors import ConfigError
 from tombola.loops.clock import Clock
-from tombola.recipes.trial import check_products, try_task
+from tombola.plan.trial import check_products, try_task
 from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import prunable
-from tombola.sparsity.tickets import Ticket
+from tombola.tickets.ticket import Ticket
 from tombola.training.trainer import named_state
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import in_process
-from tombola import cli
+from tombola.cli import command_line as cli
 
 ROOT = Path(__file__).parents[1]
 AS_USERS_DO = True

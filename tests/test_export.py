@@ -14,17 +14,19 @@ import torch
 
 import helpers
 import tombola
-from tombola import cli, doctor, exporting
+from tombola.cli import command_line as cli
+from tombola.cli import doctor
+from tombola.config.registry import TASKS, file_sha256
+from tombola.config.runtime import rng
+from tombola.engine import exporting
 from tombola.errors import ConfigError
-from tombola.exported import facts
-from tombola.exported.facts import SUFFIXES
-from tombola.registry import TASKS, file_sha256
-from tombola.runtime import rng
 from tombola.sparsity.compact import Channels
-from tombola.sparsity.container import read_manifest
 from tombola.sparsity.cutting import shrink
 from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import Ticket, save_model, save_ticket
+from tombola.store.container import read_manifest
+from tombola.tickets import export_facts as facts
+from tombola.tickets.export_facts import SUFFIXES
+from tombola.tickets.ticket import Ticket, save_model, save_ticket
 from tombola.training.scoring import inputs_of
 
 onnx = pytest.importorskip("onnx")

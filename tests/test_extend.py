@@ -12,19 +12,21 @@ import torch
 
 import in_process
 import tombola
-from tombola import api, rebuilding
+from tombola import api
 from tombola.api import carry_out
-from tombola.config import build
-from tombola.engine import handed_out, search
+from tombola.config.sections import build
+from tombola.engine import rebuild as rebuilding
+from tombola.engine import search
 from tombola.engine.request import train_request
+from tombola.engine.ticket_config import ticket_config
 from tombola.errors import ConfigError, DataError
-from tombola.recipes import recipes
-from tombola.recipes.cells import Arm, Cell, Plan
-from tombola.recipes.setting import resolve
-from tombola.runs.results import read_costs
-from tombola.runs.store import Store, write_json, write_log
-from tombola.sparsity.tickets import read_manifest
-from tombola.tickets_config import ticket_config
+from tombola.plan import plans as recipes
+from tombola.plan.cells import Arm, Cell, Plan
+from tombola.plan.setting import resolve
+from tombola.results import handed_out
+from tombola.store.container import read_manifest
+from tombola.store.runs import Store, write_json, write_log
+from tombola.store.tables import read_costs
 
 HERE = Path(__file__).parent
 AE, GAN = (f"{HERE / 'toy_task.py'}:{name}" for name in ("TinyAE", "TinyGAN"))
@@ -277,7 +279,7 @@ def test_only_one_s_own_names_are_cleared_and_only_after_all_is_written(tmp_path
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tombola.engine.exports.clear", stop)
+    monkeypatch.setattr("tombola.results.exports.clear", stop)
     with pytest.raises(KeyboardInterrupt):
         find(out, rewind="2it,0it")
     assert {
@@ -327,7 +329,7 @@ def test_originals_are_whole_or_not_there(tmp_path, monkeypatch):
         place.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tombola.engine.exports.save_grid", broken)
+    monkeypatch.setattr("tombola.results.exports.save_grid", broken)
     with pytest.raises(OSError, match="No space"):
         find(out)
     assert path.read_bytes() == before
@@ -441,7 +443,7 @@ def test_images_that_come_in_another_order_are_no_images_of_the_search(tmp_path)
 
 
 def test_states_that_nobody_judges_are_not_kept(tmp_path):
-    from tombola.runs.plan import Graph, Node
+    from tombola.store.graph import Graph, Node
 
     store, graph = Store(tmp_path), Graph()
     judged, other = (graph.add(Node("train", {"start": s}, {}, s)) for s in ("dense", "ticket"))

@@ -24,11 +24,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tombola.engine.ticket_config import ticket_config
 from tombola.errors import TicketError, UserError
-from tombola.sparsity import container, difference, inspection, tickets
-from tombola.sparsity.layout import FLOATS
-from tombola.sparsity.tickets import Model, Ticket
-from tombola.tickets_config import ticket_config
+from tombola.store import container
+from tombola.store.format import FLOATS
+from tombola.tickets import difference, inspection
+from tombola.tickets import ticket as tickets
+from tombola.tickets.ticket import Model, Ticket
 
 DAMAGED, CHANGED = 7_000, 3_000
 """Files spoilt byte by byte, and files that say something else of themselves."""

@@ -16,7 +16,7 @@ from tombola.loops.clock import Clock
 from tombola.sparsity.guard import Guard
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import prunable
-from tombola.sparsity.tickets import Ticket
+from tombola.tickets.ticket import Ticket
 from tombola.training.trainer import named_state
 
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))

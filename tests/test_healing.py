@@ -16,13 +16,13 @@ import torch
 import in_process
 import tombola
 from helpers import strip_checksum
-from tombola.config import build
+from tombola.config.sections import build
 from tombola.engine import search
 from tombola.engine.mending import whole_runs
 from tombola.engine.request import find_request
-from tombola.runs import plan as plans
-from tombola.runs.store import Store
-from tombola.sparsity import container
+from tombola.store import container
+from tombola.store import graph as plans
+from tombola.store.runs import Store
 
 HERE = Path(__file__).parent
 AE, GAN, WIDE = (f"{HERE / 'toy_task.py'}:{name}" for name in ("TinyAE", "TinyGAN", "WideGAN"))

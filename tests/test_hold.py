@@ -18,7 +18,7 @@ from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks, ones, prunable
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket
+from tombola.tickets.ticket import Ticket
 
 STEPS = 200
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from tombola.errors import TicketError
-from tombola.sparsity import container, inspection, tickets
+from tombola.store import container
+from tombola.tickets import inspection
+from tombola.tickets import ticket as tickets
 
 Tensors = dict[str, tuple[str, list[int], bytes]]
 

@@ -18,11 +18,15 @@ yaml = pytest.importorskip("yaml")
 
 import tombola  # noqa: E402
 from hub_standin import TOKEN, Hub  # noqa: E402
-from tombola import cli, hub, publishing  # noqa: E402
+from tombola.cli import command_line as cli  # noqa: E402
 from tombola.errors import ConfigError, TicketError  # noqa: E402
-from tombola.sparsity import container, tickets  # noqa: E402
-from tombola.sparsity.tickets import Ticket  # noqa: E402
+from tombola.store import container  # noqa: E402
+from tombola.store.tensors import save_tensors  # noqa: E402
 from tombola.tasks.adversarial import DCGAN  # noqa: E402
+from tombola.tickets import card as publishing  # noqa: E402
+from tombola.tickets import hub  # noqa: E402
+from tombola.tickets import ticket as tickets  # noqa: E402
+from tombola.tickets.ticket import Ticket  # noqa: E402
 from tombola.training.trainer import named_state  # noqa: E402
 
 OPTIONS = {"width": 2, "latent": 4}
@@ -254,7 +258,7 @@ def test_an_unsound_file_is_never_sent(place, ticket, tmp_path, capsys):
     damaged = bytearray(ticket.read_bytes())
     damaged[-1] ^= 1
     (tmp_path / "damaged").write_bytes(damaged)
-    tickets.save_tensors(tmp_path / "checkpoint", {"x": torch.ones(2)}, {})
+    save_tensors(tmp_path / "checkpoint", {"x": torch.ones(2)}, {})
     for name in ("damaged", "checkpoint", "absent"):
         code, _, error = run(capsys, "publish", tmp_path / name, "hub:a/b")
         assert (code, name in error) == (2, True)

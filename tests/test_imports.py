@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tombola
-from tombola import registry
+from tombola.config import registry
 
 MODULES = sorted(
     module.name
@@ -56,19 +56,19 @@ for logger in loggers:
 HEAVY = ("torch", "scipy", "matplotlib", "pyarrow", "PIL")
 CHEAP_IMPORTS = (
     "tombola",
-    "tombola.cli",
-    "tombola.commands",
+    "tombola.cli.command_line",
+    "tombola.cli.commands",
     "tombola.data.checks",
-    "tombola.exported.facts",
+    "tombola.tickets.export_facts",
     "tombola.loops.asking",
     "tombola.metrics.rules",
-    "tombola.runs.results",
-    "tombola.runs.store",
-    "tombola.publishing",
-    "tombola.reproduce.command",
-    "tombola.sparsity.difference",
-    "tombola.sparsity.inspection",
-    "tombola.travel",
+    "tombola.store.tables",
+    "tombola.store.runs",
+    "tombola.tickets.card",
+    "tombola.cli.reproduce.command",
+    "tombola.tickets.difference",
+    "tombola.tickets.inspection",
+    "tombola.cli.travel",
 )
 CHEAP_COMMANDS = {
     "--help": 0,
@@ -111,7 +111,7 @@ codes = {{}}
 for words in {list(CHEAP_COMMANDS)!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            codes[words] = sys.modules["tombola.cli"].main(words.split())
+            codes[words] = sys.modules["tombola.cli.command_line"].main(words.split())
         except SystemExit as stop:
             codes[words] = stop.code
     look(words)
@@ -144,7 +144,7 @@ def test_every_registered_name_stands_for_something(table: registry.Registry, na
 
 
 def test_every_registered_task_is_a_task_with_its_presets() -> None:
-    from tombola.config import SHARED
+    from tombola.config.sections import SHARED
     from tombola.tasks.base import Task
 
     for name in registry.TASKS.names():

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from helpers import strip_checksum
-from tombola.sparsity import container, inspection, tickets
-from tombola.sparsity.layout import shown
-from tombola.sparsity.tickets import Ticket
+from tombola.errors import escape
+from tombola.store import container
+from tombola.store.tensors import save_tensors
+from tombola.tickets import inspection
+from tombola.tickets import ticket as tickets
+from tombola.tickets.ticket import Ticket
 
 
 def test_describe_counts_the_bits_and_names_collapsed_layers(tmp_path):
@@ -67,7 +70,7 @@ def test_describe_reads_models_and_checkpoints(tmp_path):
     info = inspection.describe(tmp_path / "m")
     assert info["layers"] == [{"name": "g.a", "shape": [1, 3], "kept": 2, "total": 3}]
     assert "weights in layers kept" in inspection.describe_text(info)
-    tickets.save_tensors(tmp_path / "c", {"x": torch.ones(2)}, {})
+    save_tensors(tmp_path / "c", {"x": torch.ones(2)}, {})
     strip_checksum(tmp_path / "c")
     info = inspection.describe(tmp_path / "c")
     assert (info["sha256"], info["layers"], info["tensors"]) == (None, [], 1)
@@ -77,10 +80,10 @@ def test_describe_reads_models_and_checkpoints(tmp_path):
 def test_inspection_and_verification_do_not_import_torch(tmp_path):
     tickets.save_ticket(tmp_path / "t", Ticket({}, {"n.w": torch.ones(2)}))
     code = (
-        "import sys; from tombola.sparsity import container\n"
+        "import sys; from tombola.store import container\n"
         "container.verify_file(sys.argv[1]); container.read_manifest(sys.argv[1])\n"
         "assert 'numpy' not in sys.modules\n"
-        "from tombola.sparsity import inspection\n"
+        "from tombola.tickets import inspection\n"
         "inspection.describe_text(inspection.describe(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules"
     )
@@ -107,4 +110,4 @@ def test_inspection_and_verification_do_not_import_torch(tmp_path):
     ],
 )
 def test_shown_makes_control_characters_visible_and_cuts(text, safe):
-    assert shown(text) == safe
+    assert escape(text) == safe

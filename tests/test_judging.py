@@ -18,20 +18,21 @@ import helpers
 import in_process
 import standins
 import tombola
+from tombola.config.registry import file_sha256
+from tombola.config.runtime import Runtime, rng
 from tombola.data.batches import to_uint8
 from tombola.data.grid import save_grid
-from tombola.data.sources import Images, load_images
+from tombola.data.sources import load_images
+from tombola.data.splits import Images
 from tombola.engine import classifier, judging
 from tombola.engine.judging import JudgedState, evaluate, open_judge
 from tombola.errors import DamagedError
 from tombola.metrics.downstream import class_shares
-from tombola.metrics.features import shipped_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
+from tombola.metrics.judge_files import shipped_judge
 from tombola.metrics.rules import rule_of
-from tombola.recipes.judges import choose_classifier, choose_judge
-from tombola.registry import file_sha256
-from tombola.runs.store import Store
-from tombola.runtime import Runtime, rng
+from tombola.plan.judges import choose_classifier, choose_judge
+from tombola.store.runs import Store
 from tombola.tasks.adversarial import DCGAN
 from tombola.tasks.autoencoding import VAE, LinearAE
 from tombola.tasks.base import Task

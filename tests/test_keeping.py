@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers import TinyAE, run, same, trainer
 from tombola.errors import ConfigError
-from tombola.recipes.trial import try_optimizers, try_task
+from tombola.plan.trial import try_optimizers, try_task
 from tombola.sparsity.masks import prunable
 from tombola.training.checkpoint import load_state, save_state
 from tombola.training.keeping import Keeping, evaluation_weights

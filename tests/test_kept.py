@@ -11,7 +11,7 @@ import pytest
 import tombola
 from tombola.metrics.verdict.decide import RULE_VERSION
 from tombola.metrics.verdict.sentences import percent
-from tombola.runs.results import read_costs
+from tombola.store.tables import read_costs
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SEARCHES = sorted(path.parent for path in RESULTS.glob("*/summary.json"))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import rng
 from tombola.data.sources import load_images
 from tombola.metrics import ladder
 from tombola.metrics.features import classifier_judge, load_judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.judge_files import ACCURACY_GATES, shipped_judge
 from tombola.models.classifier import Classifier
-from tombola.runtime import rng
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch
 
 from standins import make_folder
 from tombola.data.layout import read_layout
-from tombola.data.sources import Images, Raw, load_images, save_tensor_source
-from tombola.data.splits import SPLITS, assemble, split_indices
+from tombola.data.sources import load_images, save_tensor_source
+from tombola.data.splits import SPLITS, Images, Raw, assemble, split_indices
 from tombola.errors import DataError
 
 

@@ -17,7 +17,7 @@ from tombola.loops.clock import Clock
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import prunable
 from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import Ticket
+from tombola.tickets.ticket import Ticket
 from tombola.training.trainer import named_state
 
 STEPS, DENSE = 200, 20

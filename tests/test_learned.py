@@ -17,21 +17,22 @@ import tombola
 from helpers import TinyAE, TinyGAN, images, run, same
 from tombola import api
 from tombola.api import carry_out
-from tombola.config import build
+from tombola.config.runtime import Runtime, seed_everything
+from tombola.config.sections import build
 from tombola.data.batches import Batches
 from tombola.engine import earlier, loop
+from tombola.engine.context import Context
 from tombola.engine.request import train_request
-from tombola.engine.stages import Context, execute
+from tombola.engine.stages import execute
+from tombola.engine.ticket_config import ticket_config
 from tombola.errors import ConfigError, DivergedError
-from tombola.recipes import recipes
-from tombola.recipes.setting import resolve
-from tombola.runs.store import Store
-from tombola.runtime import Runtime, seed_everything
+from tombola.plan import plans as recipes
+from tombola.plan.setting import resolve
 from tombola.sparsity import gates
 from tombola.sparsity.masks import count, nested, prunable
-from tombola.sparsity.tickets import read_manifest
+from tombola.store.container import read_manifest
+from tombola.store.runs import Store
 from tombola.tasks.base import Task
-from tombola.tickets_config import ticket_config
 from tombola.training.checkpoint import load_state
 from tombola.training.learned import MASK_TRAINERS
 from tombola.training.trainer import Settings, Trainer

@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import softplus
 
 import helpers
+from tombola.config.runtime import Runtime
 from tombola.data.sources import load_images
 from tombola.engine.judging import open_judge
 from tombola.engine.learning import mean_answer
-from tombola.engine.learnt import above_floor, settling_shares, trivial_values
-from tombola.recipes.cells import Arm, Cell, Plan, four_fifths
-from tombola.runs.plan import Graph
-from tombola.runtime import Runtime
+from tombola.plan.cells import Arm, Cell, Plan, four_fifths
+from tombola.results.learnt import above_floor, settling_shares, trivial_values
+from tombola.store.graph import Graph
 from tombola.tasks.autoencoding import VAE
 
 RUNTIME = Runtime(device=torch.device("cpu"))

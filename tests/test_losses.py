@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from test_kill import left_over, start, wait_for
-from tombola import cli
-from tombola.engine import local_pool
-from tombola.engine.agenda import Agenda
-from tombola.engine.executor import End, Work, carry_out
-from tombola.engine.losses import LESS_MEMORY, Losses, what_was_lost
+from tombola.cli import command_line as cli
+from tombola.engine.executors import local as local_pool
+from tombola.engine.executors.agenda import Agenda
+from tombola.engine.executors.losses import LESS_MEMORY, Losses, what_was_lost
+from tombola.engine.executors.protocol import End, Work, carry_out
 from tombola.errors import ConfigError, EndedError
-from tombola.runs.plan import Graph, Node
-from tombola.runs.store import CHECKPOINT, FAILED, Store
+from tombola.store.graph import Graph, Node
+from tombola.store.runs import CHECKPOINT, FAILED, Store
 
 TASK = """
 import os, signal
@@ -99,11 +99,14 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells of children")
-def test_the_only_worker_killed_ten_times_and_the_search_ends_with_the_same_bytes(undisturbed):
+@pytest.mark.parametrize("most", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_the_only_worker_killed_many_times_and_the_search_ends_with_the_same_bytes(
+    undisturbed, most
+):
     folder, wanted = undisturbed
-    out = folder / "killed"
+    out = folder / f"killed-{most}"
     process = start(out, command=made(folder))
-    for kills in range(10):
+    for kills in range(most):
         wait_for(lambda n=kills: len(whole(out)) > n or process.poll() is not None)
         wait_for(lambda: workers_of(process.pid) or process.poll() is not None)
         assert process.poll() is None, process.communicate()
@@ -121,7 +124,12 @@ def test_the_only_worker_killed_ten_times_and_the_search_ends_with_the_same_byte
     ("what", "workers", "words"),
     [
         ("kill", 1, r"worker \d+ was killed \(SIGKILL\), as systems do that are short of memory"),
-        ("memory", 2, r"worker \d+ ran out of memory \(.*can't allocate memory.*\)"),
+        pytest.param(
+            "memory",
+            2,
+            r"worker \d+ ran out of memory \(.*can't allocate memory.*\)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_run_that_ends_its_worker_three_times_fails_alone(undisturbed, what, workers, words):

@@ -20,9 +20,9 @@ import torch
 
 import in_process
 import tombola
-from tombola import cli
-from tombola.engine.alike import alike
+from tombola.cli import command_line as cli
 from tombola.loops import attaching
+from tombola.results.alike import alike
 
 SCRIPT = """
 import sys, torch, tombola

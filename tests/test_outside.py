@@ -11,17 +11,18 @@ from torch.nn import functional
 
 import in_process
 import tombola
-from tombola import api, cli
+from tombola import api
+from tombola.cli import command_line as cli
+from tombola.config.registry import EXECUTORS
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches, LabelledBatches
 from tombola.engine import search
-from tombola.engine.executor import Serial
+from tombola.engine.executors.protocol import Serial
 from tombola.errors import ConfigError
-from tombola.recipes.setting import make_task
-from tombola.registry import EXECUTORS
-from tombola.runs.store import Store
-from tombola.runtime import Runtime, seed_everything
+from tombola.plan.setting import make_task
 from tombola.sparsity.masks import prunable
 from tombola.sparsity.select import top
+from tombola.store.runs import Store
 from tombola.tasks.base import Task
 from tombola.training.checkpoint import load_weights_file
 from tombola.training.trainer import Settings, Trainer, load_weights
@@ -109,7 +110,7 @@ def test_a_criterion_from_gradients_finds_a_gan_s_tickets(tmp_path):
     criterion = {"criterion": f"{file}:taylor"}
     result = find(out, "dcgan", DCGAN, criterion=criterion)
     # The same by hand: the loss of each turn on the first batch, at the weights dense ended with.
-    task, _ = make_task(tombola.config.build({"task": {"name": "dcgan", **DCGAN}}))
+    task, _ = make_task(tombola.config.sections.build({"task": {"name": "dcgan", **DCGAN}}))
     images = tombola.data.sources.load_images("digits", task.image_shape(1)).splits["train"]
     real = Batches(images, task.batch_size, 0).batch(0)
     networks = task.networks(task.image_shape(1))

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import in_process
-from tombola import cli, config
+from tombola.cli import command_line as cli
+from tombola.config import sections as config
+from tombola.config.registry import file_sha256
 from tombola.engine import judging, search
+from tombola.engine.ticket_config import ticket_config
 from tombola.errors import ConfigError
 from tombola.metrics.own_judge import own_judge, try_own_judge
-from tombola.recipes import recipes
-from tombola.recipes.setting import resolve
-from tombola.registry import file_sha256
-from tombola.tickets_config import ticket_config
+from tombola.plan import plans as recipes
+from tombola.plan.setting import resolve
 
 TOY = Path(__file__).parent / "toy_task.py"
 QUADRANTS = '''

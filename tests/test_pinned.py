@@ -26,9 +26,9 @@ from torch.nn import functional
 
 import in_process
 import tombola
-from tombola import cli
+from tombola.cli import command_line as cli
 from tombola.loops import attaching
-from tombola.runs.store import Store
+from tombola.store.runs import Store
 
 HERE = Path(__file__).parent
 PINS = HERE / "pinned.json"
@@ -227,7 +227,7 @@ def test_tables_keep_their_bytes(folders, name):
 
 
 def test_all_kinds_of_runs_are_among_them():
-    from tombola.runs.plan import SCHEMA
+    from tombola.store.graph import SCHEMA
 
     names = [name for name in SEARCHES if name not in ("draw", "run")]
     runs = {what.split()[0] for name in names for what in pinned()[name]["runs"]}

@@ -18,7 +18,7 @@ from PIL import Image
 
 import in_process
 from standins import make_folder, picture, png, write_parquet
-from tombola import cli
+from tombola.cli import command_line as cli
 from tombola.data import decode
 from tombola.data import pixels as of_pixels
 from tombola.data.decode import ImageFiles, ParquetImages, adapt_all

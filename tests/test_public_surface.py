@@ -14,8 +14,10 @@ import sys
 import pytest
 
 import tombola
-from tombola import cli, config, registry
-from tombola.parser import build_parser
+from tombola.cli import command_line as cli
+from tombola.cli.parser import build_parser
+from tombola.config import registry
+from tombola.config import sections as config
 
 PUBLIC = {
     "ConfigError",

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 import in_process
-from tombola import cli, config, rebuilding
+from tombola.cli import command_line as cli
+from tombola.config import sections as config
+from tombola.config.surroundings import versions
+from tombola.engine import rebuild as rebuilding
 from tombola.engine import search
+from tombola.engine.rebuild import compare, rebuild
 from tombola.engine.request import find_request
-from tombola.engine.surroundings import versions
 from tombola.errors import ConfigError, TicketError
-from tombola.rebuilding import compare, rebuild
-from tombola.sparsity import tickets
+from tombola.store.container import read_manifest
+from tombola.tickets import ticket as tickets
 
 TOY = Path(__file__).parent / "toy_task.py"
 TICKETS = {
@@ -81,7 +84,7 @@ def test_the_bits_are_those_of_the_file(name, made):
 
 
 def test_the_pressure_on_scales_is_part_of_an_early_bird_training(made, tmp_path):
-    stored = tickets.read_manifest(made["early-bird"])["config"]
+    stored = read_manifest(made["early-bird"])["config"]
     assert stored["prune"]["scale_l1"] == 1e-3
     without = {**stored, "prune": {**stored["prune"], "scale_l1": 0.0}}
     path = changed(made["early-bird"], tmp_path / "t", config=without)
@@ -127,7 +130,7 @@ def test_a_count_of_batches_is_compared_exactly(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["seed", "steps", "learning_rate"])
 def test_another_training_is_not_taken_for_this_one(change, made, tmp_path, monkeypatch):
     """Neither here nor elsewhere: a seed, a length or a rate that the manifest does not have."""
-    manifest = tickets.read_manifest(made["imp"])
+    manifest = read_manifest(made["imp"])
     stored = manifest["config"]
     match change:
         case "seed":
@@ -204,7 +207,7 @@ def test_a_file_never_says_which_code_or_folder_to_take(made, tmp_path):
     path = changed(made["imp"], tmp_path / "t", data=f"folder:{tmp_path}")
     with pytest.raises(ConfigError, match="not built in; say with --data"):
         rebuild(path, spec("imp"))
-    stored = tickets.read_manifest(made["imp"])["config"]
+    stored = read_manifest(made["imp"])["config"]
     for section, key in (("prune", "criterion"), ("judge", "features")):
         spoilt = {**stored, section: {**stored[section], key: f"{trap}:Trap"}}
         path = changed(made["imp"], tmp_path / "t", config=spoilt)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import report_standin as standin
-from tombola import cli
+from tombola.cli import command_line as cli
 from tombola.errors import ConfigError, DataError, UserError
 from tombola.report import folder as folders
 from tombola.report import plots, savings, settling, shapes

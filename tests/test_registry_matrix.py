@@ -14,17 +14,17 @@ import torch
 
 import standins
 from helpers import run, same
+from tombola.config.registry import DATA, TASKS
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images, native_channels
 from tombola.engine.judging import evaluate
 from tombola.metrics.features import save_judge
 from tombola.models.classifier import Classifier
-from tombola.registry import DATA, TASKS
-from tombola.runtime import Runtime, seed_everything
 from tombola.sparsity.gates import opened
 from tombola.sparsity.masks import count, kept_count, prunable
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket, load_ticket, save_ticket
+from tombola.tickets.ticket import Ticket, load_ticket, save_ticket
 from tombola.training.checkpoint import load_state, load_weights_file, save_state, save_weights
 from tombola.training.learned import MASK_TRAINERS
 from tombola.training.trainer import Settings, Trainer, named_state

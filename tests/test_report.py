@@ -41,7 +41,7 @@ from tombola.report.tables import (
     spread_of,
     verdict_table,
 )
-from tombola.runs.results import CostRow, Row, write_costs, write_results
+from tombola.store.tables import CostRow, Row, write_costs, write_results
 
 KEY = Drawn("imp", "all", 10, "fp32", None)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

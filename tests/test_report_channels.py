@@ -34,7 +34,7 @@ from tombola.report.page import write_report
 from tombola.report.savings import Savings
 from tombola.report.tables import headline, levels_of, stability_of, verdict_table
 from tombola.report.techniques import techniques_csv, techniques_of, techniques_table
-from tombola.runs.results import CostRow, Row, write_costs
+from tombola.store.tables import CostRow, Row, write_costs
 
 EARLY = Drawn("early-bird", "all", None, "fp32", 0.5)
 MORE = EARLY._replace(compress=0.8)

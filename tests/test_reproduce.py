@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import in_process
-from tombola import cli, travel, words
+from tombola.cli import command_line as cli
+from tombola.cli import travel, words
+from tombola.cli.reproduce import claims, command
+from tombola.cli.reproduce.outcomes import BEGUN, HOLDS, NOT, NOT_RUN, OPEN, Outcome, combine
+from tombola.cli.reproduce.rules import judge
 from tombola.errors import ConfigError
 from tombola.report.folder import Folder
-from tombola.reproduce import claims, command
-from tombola.reproduce.outcomes import BEGUN, HOLDS, NOT, NOT_RUN, OPEN, Outcome, combine
-from tombola.reproduce.rules import judge
-from tombola.runs.results import CostRow, Row
+from tombola.store.tables import CostRow, Row
 
 TOY = Path(__file__).parent / "toy_task.py"
 FIGURES = [f"fig{n}" for n in range(1, 9)] + [f"figA{n}" for n in range(1, 9)]

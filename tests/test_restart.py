@@ -11,17 +11,19 @@ import in_process
 import tombola
 from helpers import TinyGAN, run, same
 from tombola.api import carry_out
-from tombola.config import build
+from tombola.config.runtime import Runtime, seed_everything
+from tombola.config.sections import build
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images
+from tombola.engine.context import Context
 from tombola.engine.request import train_request
-from tombola.engine.stages import Context, execute
-from tombola.recipes import recipes
-from tombola.recipes.setting import resolve
-from tombola.runs.store import Store
-from tombola.runtime import Runtime, seed_everything
-from tombola.sparsity.tickets import load_ticket, read_manifest
-from tombola.tickets_config import ticket_config
+from tombola.engine.stages import execute
+from tombola.engine.ticket_config import ticket_config
+from tombola.plan import plans as recipes
+from tombola.plan.setting import resolve
+from tombola.store.container import read_manifest
+from tombola.store.runs import Store
+from tombola.tickets.ticket import load_ticket
 from tombola.training.checkpoint import load_state, load_weights_file
 from tombola.training.trainer import Settings, Trainer
 

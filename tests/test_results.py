@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tombola.errors import DataError
-from tombola.runs.results import (
+from tombola.store.tables import (
     CostRow,
     Row,
     columns,
@@ -238,5 +238,5 @@ def test_missing_and_binary_files_are_refused(tmp_path):
 
 
 def test_torch_is_not_imported():
-    code = "import sys, tombola.runs.results; sys.exit('torch' in sys.modules)"
+    code = "import sys, tombola.store.tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,8 +17,8 @@ from PIL import Image
 
 import in_process
 import tombola
-from tombola import cli
-from tombola.engine.surroundings import git_commit
+from tombola.cli import command_line as cli
+from tombola.config.surroundings import git_commit
 from tombola.loops import attaching, orders
 
 HERE = Path(__file__).parent

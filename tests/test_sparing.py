@@ -11,13 +11,13 @@ import torch
 
 import in_process
 from test_stages import CutOffError, context, plan
-from tombola import atomic
+from tombola.config import atomic
 from tombola.engine import loop
 from tombola.engine.search import context_fields
 from tombola.engine.stages import execute
 from tombola.errors import TicketError
-from tombola.sparsity.maskfile import load_masks
-from tombola.sparsity.tickets import load_ticket
+from tombola.tickets.mask_file import load_masks
+from tombola.tickets.ticket import load_ticket
 from tombola.training.checkpoint import load_start, load_state, save_state
 from tombola.training.trainer import Trainer
 
@@ -66,9 +66,9 @@ def test_only_states_that_will_be_judged_are_kept(tmp_path, kind, course, judged
     ],
 )
 def test_the_course_is_kept_where_it_is_judged_or_everything_is(tmp_path, options, course):
-    from tombola.config import build
+    from tombola.config.sections import build
     from tombola.engine.request import find_request
-    from tombola.recipes.setting import resolve
+    from tombola.plan.setting import resolve
 
     run = {"threads": 1, "workers": 1, "device": "cpu", **options.pop("run", {})}
     for restore in ("fresh", "restore"):

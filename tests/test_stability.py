@@ -9,7 +9,7 @@ import pytest
 
 from tombola.metrics.stability import stability
 from tombola.metrics.verdict.losses import SearchKey
-from tombola.runs.results import Row
+from tombola.store.tables import Row
 
 KEY = SearchKey("imp", "all", 10, "fp32")
 METRIC = "reconstruction_error"

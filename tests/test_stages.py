@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tombola.config import build
+from tombola.config.sections import build
 from tombola.data.sources import load_images
 from tombola.engine import classifier, loop
-from tombola.engine.executor import blame_users_file
-from tombola.engine.stages import Context, execute
+from tombola.engine.context import Context
+from tombola.engine.executors.protocol import blame_users_file
+from tombola.engine.stages import execute
 from tombola.errors import ConfigError
-from tombola.recipes.cells import judged_steps
-from tombola.recipes.recipes import search
-from tombola.recipes.setting import resolve
-from tombola.runs.store import Store
+from tombola.plan.cells import judged_steps
+from tombola.plan.plans import search
+from tombola.plan.setting import resolve
+from tombola.store.runs import Store
 from tombola.training.checkpoint import load_state, load_weights_file
 from tombola.training.trainer import Trainer
 

@@ -18,13 +18,14 @@ import pytest
 
 import in_process
 import tombola
-from tombola import atomic, cli, registry
-from tombola.engine import local_pool
-from tombola.engine.surroundings import own_source
+from tombola.cli import command_line as cli
+from tombola.config import atomic, registry
+from tombola.config.surroundings import own_source
+from tombola.engine.executors import local as local_pool
 from tombola.errors import ConfigError
-from tombola.runs import lock
-from tombola.runs.lock import locked
-from tombola.sparsity.container import canonical
+from tombola.store import lock
+from tombola.store.container import canonical
+from tombola.store.lock import locked
 
 SOURCE = str(Path(tombola.__file__).parent.parent)
 TASK = """
@@ -203,7 +204,7 @@ def test_a_lock_that_cannot_be_had_names_the_folder(tmp_path, monkeypatch):
 HOLD = """
 import os, subprocess, sys
 from pathlib import Path
-from tombola.runs.lock import locked
+from tombola.store.lock import locked
 with locked(Path(sys.argv[1])) as lock:
     child = subprocess.Popen(["sleep", "60"], pass_fds=(lock,), stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
@@ -250,9 +251,9 @@ sys.meta_path.insert(0, Hide())
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules.pop(name, None)
 from pathlib import Path
-from tombola import cli
+from tombola.cli import command_line as cli
 print(cli.main(["list", "tasks"]))
-from tombola.runs.lock import locked
+from tombola.store.lock import locked
 cli._run = lambda words: locked(Path(words[0])).__enter__()
 print(cli.main(sys.argv[1:]))
 """

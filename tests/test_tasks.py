@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tombola.config import SHARED
+from tombola.config.registry import TASKS
+from tombola.config.sections import SHARED
 from tombola.errors import ConfigError
-from tombola.registry import TASKS
 from tombola.sparsity.masks import prunable
 from tombola.tasks.adversarial import DCGAN, SNGAN, WGAN, WGANGP, ResNetDCGAN
 from tombola.tasks.autoencoding import VAE, BetaVAE, ConvAE, LinearAE, ResNetVAE

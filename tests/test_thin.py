@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from helpers import WideGAN
+from tombola.config.registry import TASKS
 from tombola.errors import ConfigError
-from tombola.recipes.thin import forward_macs, of_width, thin_networks, thin_plan
-from tombola.registry import TASKS
+from tombola.plan.thin import forward_macs, of_width, thin_networks, thin_plan
 from tombola.sparsity.cutting import outputs_of
 from tombola.tasks.adversarial import DCGAN
 from tombola.training.scoring import inputs_of

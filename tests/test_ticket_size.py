@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tombola.config.registry import TASKS
+from tombola.config.runtime import Runtime, rng
 from tombola.data.batches import Batches
-from tombola.registry import TASKS
-from tombola.runtime import Runtime, rng
 from tombola.sparsity.masks import erk, prunable
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket, load_ticket, save_model, save_ticket
+from tombola.tickets.ticket import Ticket, load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import save_state
 from tombola.training.trainer import Settings, Trainer, named_state
 

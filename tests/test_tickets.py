@@ -17,10 +17,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers import strip_checksum
 from tombola.errors import ConfigError, TicketError
-from tombola.sparsity import container, tensorfile, tickets
-from tombola.sparsity.inspection import describe
 from tombola.sparsity.names import load_plain_state, plain_state
-from tombola.sparsity.tickets import Model, Ticket
+from tombola.store import container
+from tombola.store import tensors as tensorfile
+from tombola.store.tensors import load_tensors, save_tensors
+from tombola.tickets import ticket as tickets
+from tombola.tickets.inspection import describe
+from tombola.tickets.ticket import Model, Ticket
 
 CONTRACT = {
     "task", "data", "data_hash", "method", "granularity", "networks", "shapes", "sparsity",
@@ -135,7 +138,7 @@ def test_safetensors_own_reader_opens_every_kind_of_file(tmp_path):
     nets = networks()
     tickets.save_ticket(tmp_path / "t.safetensors", net_ticket(nets))
     tickets.save_model(tmp_path / "m.safetensors", dense(nets), {})
-    tickets.save_tensors(tmp_path / "c.safetensors", {"b": torch.tensor([True]),
+    save_tensors(tmp_path / "c.safetensors", {"b": torch.tensor([True]),
                          "a": torch.zeros(0, 3), "h": torch.ones(3).bfloat16()}, {})  # fmt: skip
     with safe_open(tmp_path / "t.safetensors", "pt") as file:
         assert json.loads(file.metadata()["manifest"])["networks"] == ["encoder", "decoder"]
@@ -159,7 +162,7 @@ def test_tensors_lie_aligned_and_the_same_input_gives_the_same_bytes(tmp_path):
         "c": torch.ones(1),
     }
     for length in range(8):
-        tickets.save_tensors(tmp_path / "c", tensors, {"pad": "x" * length})
+        save_tensors(tmp_path / "c", tensors, {"pad": "x" * length})
         entries = container.read_header(tmp_path / "c").entries
         assert entries["b"].begin % 8 == 0
         assert entries["c"].begin % 4 == 0
@@ -231,21 +234,21 @@ def test_checkpoints_keep_every_dtype_with_and_without_checksum(tmp_path):
     }  # fmt: skip
     for checksum in (True, False):
         path = tmp_path / f"c{checksum}"
-        tickets.save_tensors(path, tensors, {"step": 9})
+        save_tensors(path, tensors, {"step": 9})
         if not checksum:
             strip_checksum(path)
-        again, manifest = tickets.load_tensors(path)
+        again, manifest = load_tensors(path)
         assert manifest == {"step": 9}
         assert {k: (v.dtype, v.shape, bits(v)) for k, v in again.items()} == {
             k: (v.dtype, v.shape, bits(v)) for k, v in tensors.items()
         }
         assert bool(container.read_header(path).sha256) is checksum
-    tickets.save_tensors(path, {"x": torch.ones(2)}, {"step": 9})
+    save_tensors(path, {"x": torch.ones(2)}, {"step": 9})
     path.write_bytes(path.read_bytes()[:-1] + b"\x40")
     with pytest.raises(TicketError, match="checksum does not agree"):
-        tickets.load_tensors(path)
+        load_tensors(path)
     with pytest.raises(TicketError, match=r"float8_e5m2 cannot be stored"):
-        tickets.save_tensors(path, {"z": torch.zeros(1, dtype=torch.float8_e5m2)}, {})
+        save_tensors(path, {"z": torch.zeros(1, dtype=torch.float8_e5m2)}, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.complex128])
@@ -258,12 +261,12 @@ def test_complex_buffers_are_kept_as_pairs_of_real_numbers(tmp_path, dtype):
     ticket = tickets.Ticket(ticket.masks, weights, ticket.manifest)
     tickets.save_ticket(tmp_path / "t", ticket)
     tickets.save_model(tmp_path / "m", weights, {})
-    tickets.save_tensors(tmp_path / "c", {name: weights[name]}, {"step": 1})
+    save_tensors(tmp_path / "c", {name: weights[name]}, {"step": 1})
     for file in "tmc":
         assert container.read_manifest(tmp_path / file)["complex"] == [name]
     made = [tickets.load(tmp_path / file) for file in "tm"]
     assert all(each.manifest["shapes"][name] == [2, 3] for each in made)
-    kept, manifest = tickets.load_tensors(tmp_path / "c")
+    kept, manifest = load_tensors(tmp_path / "c")
     assert manifest == {"step": 1}
     for found in (*(each.weights[name] for each in made), kept[name]):
         assert found.dtype == dtype
@@ -290,7 +293,7 @@ def test_what_can_be_no_pairs_is_refused(tmp_path, names, words):
     manifest = {"complex": names}
     container.write_file(tmp_path / "c", raws, manifest, format="tombola.checkpoint/1")
     with pytest.raises(TicketError, match=words):
-        tickets.load_tensors(tmp_path / "c")
+        load_tensors(tmp_path / "c")
     raws = {f"weight.{name}": raw for name, raw in raws.items()}
     manifest["shapes"] = {name: list(t.shape) for name, t in tensors.items()}
     with pytest.raises(TicketError, match=words.replace("tensor a", "tensor weight.a")):
@@ -335,7 +338,7 @@ def test_the_model_that_lies_beside_a_ticket_is_named(tmp_path, monkeypatch, kin
 def test_load_goes_by_the_format_and_says_which_file_to_take(tmp_path):
     tickets.save_ticket(tmp_path / "t", small_ticket())
     tickets.save_model(tmp_path / "m", small_ticket().weights, {})
-    tickets.save_tensors(tmp_path / "c", {"x": torch.ones(1)}, {})
+    save_tensors(tmp_path / "c", {"x": torch.ones(1)}, {})
     assert isinstance(tickets.load(tmp_path / "t"), Ticket)
     assert isinstance(tickets.load(tmp_path / "m"), Model)
     with pytest.raises(TicketError, match=r"not beside it: take one from a run's models folder$"):

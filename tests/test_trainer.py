@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from helpers import TinyAE, TinyGAN, images, run, same, trainer
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches
 from tombola.errors import ConfigError, DivergedError, TicketError
-from tombola.runtime import Runtime, seed_everything
 from tombola.sparsity.masks import ones, prunable
 from tombola.sparsity.names import plain_state
 from tombola.sparsity.select import top

@@ -18,29 +18,29 @@ import torch
 from torch import nn
 
 import in_process
-from tombola import cli
-from tombola.config import build
+from tombola.cli import command_line as cli
+from tombola.config.sections import build
 from tombola.engine import transferring
 from tombola.engine.context import Context
 from tombola.engine.starts import trainer_of
+from tombola.engine.transfer_config import configs_of
+from tombola.engine.transfers import matrix_request
 from tombola.errors import ConfigError
 from tombola.metrics.transfers import transfer_verdicts
-from tombola.recipes import recipes
-from tombola.recipes.setting import resolve
-from tombola.recipes.trial import task_options
+from tombola.plan import plans as recipes
+from tombola.plan.setting import resolve
+from tombola.plan.trial import task_options
 from tombola.report.page import write_report
-from tombola.runs.plan import Node
-from tombola.runs.results import Row, read_costs
-from tombola.runs.store import Store
-from tombola.runs.transfers import RouteKey, as_ticket, routes_in, rows_of
 from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import Ticket, load_ticket
-from tombola.sparsity.transfer import Sketch, carried, grafted, lines, match
+from tombola.store.graph import Node
+from tombola.store.runs import Store
+from tombola.store.tables import Row, read_costs
+from tombola.store.transfer_tables import RouteKey, as_ticket, routes_in, rows_of
 from tombola.tasks.adversarial import DCGAN, WGANGP
 from tombola.tasks.autoencoding import VAE, LinearAE
+from tombola.tickets.graft import Sketch, carried, grafted, lines, match
+from tombola.tickets.ticket import Ticket, load_ticket
 from tombola.training.checkpoint import load_state
-from tombola.transfer_config import configs_of
-from tombola.transfers import matrix_request
 
 HERE = Path(__file__).parent
 TWINS = f"{HERE / 'twin_tasks.py'}:TwinVAE", f"{HERE / 'twin_tasks.py'}:TwinGAN"
@@ -561,7 +561,7 @@ def test_a_file_keeps_no_order_and_is_matched_in_that_of_the_modules(tmp_path, h
     options = {"decoder": "generator", "width": 2, "latent": 4}
     ticket.manifest = {"task": "vae", "method": "imp", "round": 1, "rewind_step": 0, "seed": 0,
                        "config": {"task": options}}  # fmt: skip
-    from tombola.sparsity.tickets import save_ticket
+    from tombola.tickets.ticket import save_ticket
 
     save_ticket(tmp_path / "a.safetensors", ticket)
     sizes = ["--set", "task.width=2", "--set", "task.latent=4", "--steps", "5", *SMALL]
@@ -668,9 +668,9 @@ def test_what_cannot_be_transferred_is_refused_in_a_line(name, here, tmp_path, m
 
 def test_the_first_refusals_need_no_torch():
     lines = [
-        "import sys, tombola.cli",
+        "import sys, tombola.cli.command_line",
         f"cases = {[words for words, _ in AT_ONCE.values()]!r}",
-        "assert all(tombola.cli.main(words) == 2 for words in cases)",
+        "assert all(tombola.cli.command_line.main(words) == 2 for words in cases)",
         "assert 'torch' not in sys.modules",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
@@ -678,7 +678,7 @@ def test_the_first_refusals_need_no_torch():
 
 
 def test_a_ticket_of_channels_is_refused(tmp_path, here, capsys):
-    from tombola.sparsity.tickets import save_ticket
+    from tombola.tickets.ticket import save_ticket
 
     ticket = Ticket({}, {"generator.0.weight": torch.ones(2, 2)}, {"granularity": "channel"})
     save_ticket(tmp_path / "a.safetensors", ticket)

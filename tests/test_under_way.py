@@ -19,20 +19,20 @@ import pytest
 
 import in_process
 import tombola
-from tombola import cli
-from tombola.bar import Bar
-from tombola.config import build
+from tombola.cli import command_line as cli
+from tombola.cli.bar import Bar
+from tombola.config.sections import build
 from tombola.engine import meanwhile, search
 from tombola.engine.meanwhile import Meanwhile, part_of
-from tombola.engine.output import Output
 from tombola.engine.progress import Judgement, Progress
 from tombola.engine.request import find_request
-from tombola.recipes.cells import Plan
+from tombola.plan.cells import Plan
 from tombola.report.page import write_report
-from tombola.runs.plan import Graph, Node
-from tombola.runs.results import read_results
-from tombola.runs.store import Store
-from tombola.runs.unfinished import so_far
+from tombola.results.output import Output
+from tombola.store.graph import Graph, Node
+from tombola.store.runs import Store
+from tombola.store.tables import read_results
+from tombola.store.unfinished import so_far
 
 TOY = Path(__file__).parent / "toy_task.py"
 TASK = f"{TOY}:TinyAE"
@@ -377,7 +377,7 @@ def test_an_error_that_nobody_can_read_keeps_its_exit_code(end):
 def test_a_closed_stream_gives_its_number_to_no_file(tmp_path):
     code = """
 import os, sys
-from tombola.streams import open_streams
+from tombola.config.streams import open_streams
 open_streams()
 print(os.open("file", os.O_CREAT | os.O_WRONLY), os.get_inheritable(2))
 """

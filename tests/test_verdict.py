@@ -35,9 +35,9 @@ from tombola.metrics.verdict.sequence import (
     spread_over,
     variance_of,
 )
-from tombola.recipes.recipes import NO_REWIND
+from tombola.plan.plans import NO_REWIND
 from tombola.report.judging import judge_again
-from tombola.runs.results import write_costs, write_results
+from tombola.store.tables import write_costs, write_results
 from verdict_rows import METRIC, event, row, search
 
 W = math.log(1.05)

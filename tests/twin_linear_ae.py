@@ -11,10 +11,10 @@ import argparse
 import torch
 
 import tombola
+from tombola.config.runtime import seed_everything
 from tombola.data.batches import Batches
 from tombola.data.sources import load_images
 from tombola.models.autoencoders import LinearDecoder, LinearEncoder
-from tombola.runtime import seed_everything
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=0)

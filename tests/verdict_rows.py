@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tombola.runs.results import Row
+from tombola.store.tables import Row
 
 METRIC = "reconstruction_error"
 LEVELS = (0.2, 0.36, 0.488, 0.59)

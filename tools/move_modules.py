@@ -2,7 +2,7 @@
 
     python tools/move_modules.py MAP.json [--root FOLDER]
 
-MAP.json: ``{"tombola.recipes.chain": "tombola.plan.chain", "tombola.loops": "tombola.backends"}``;
+MAP.json: ``{"tombola.plan.chain": "tombola.plan.chain", "tombola.loops": "tombola.backends"}``;
 a package stands for all that lies below it, and the longest name that fits wins. Files are moved
 under FOLDER/src; imports, and dotted names in strings and texts, are rewritten wherever people
 write. Where the last part of a name changes, code goes on to call the module by its old one (``from
@@ -68,7 +68,7 @@ def rewrite_imports(text: str, modules: set[str], names: Mapping[str, str]) -> s
 def rewrite_names(text: str, names: Mapping[str, str]) -> str:
     """The text with every dotted name of a moved module rewritten."""
     heads = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"(?<![\w.])({heads})(?![\w])"
+    pattern = rf"(?<![\w.])({heads})(?![\w/])"
     return re.sub(pattern, lambda found: moved(found[1], names), text)
 
 
@@ -102,11 +102,11 @@ def move(root: Path, names: Mapping[str, str]) -> list[Path]:
     """Move the modules under ``root``/src and rewrite all that names them; the files touched."""
     source = root / "src"
     goes = targets(names, source)
-    modules = set(modules_under(source))
+    modules, results = set(modules_under(source)), root / "docs" / "results"
     texts = {}
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix not in SUFFIXES or not path.is_file():
+            if path.suffix not in SUFFIXES or not path.is_file() or path.is_relative_to(results):
                 continue
             before = after = path.read_text(encoding="utf-8")
             if path.suffix == ".py":

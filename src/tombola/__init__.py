@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tombola.config.version import VERSION
 from tombola.errors import ConfigError, DataError, TicketError, UserError
-from tombola.version import VERSION
 
 if TYPE_CHECKING:
     from tombola.api import find
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from tombola.loops.attaching import attach, record
     from tombola.loops.drawing import draw
     from tombola.report.judging import verdict
-    from tombola.sparsity.compacting import compact
-    from tombola.sparsity.tickets import Ticket, load, save_ticket
     from tombola.tasks.base import Task, Turn
+    from tombola.tickets.compact import compact
+    from tombola.tickets.ticket import Ticket, load, save_ticket
 
 __version__ = VERSION
 
 _PUBLIC = {
     "Task": "tombola.tasks.base",
-    "Ticket": "tombola.sparsity.tickets",
+    "Ticket": "tombola.tickets.ticket",
     "Turn": "tombola.tasks.base",
     "attach": "tombola.loops.attaching",
-    "compact": "tombola.sparsity.compact",
+    "compact": "tombola.tickets.compact",
     "draw": "tombola.loops.drawing",
     "find": "tombola.api",
-    "load": "tombola.sparsity.tickets",
-    "load_model": "tombola.api",
+    "load": "tombola.tickets.ticket",
+    "load_model": "tombola.engine.models",
     "record": "tombola.loops.attaching",
-    "save_ticket": "tombola.sparsity.tickets",
+    "save_ticket": "tombola.tickets.ticket",
     "verdict": "tombola.report.judging",
 }
 

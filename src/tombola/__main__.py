@@ -7,7 +7,7 @@ import sys
 def main() -> int:
     """Run the command line; an interrupt while it is still being imported ends it quietly too."""
     try:
-        from tombola.cli import main as command
+        from tombola.cli.command_line import main as command
 
         return command()
     except KeyboardInterrupt:

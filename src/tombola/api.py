@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tombola.config import build
+from tombola.config.limits import before_rivals, needs_early_bird, one_way
+from tombola.config.registry import TASKS
+from tombola.config.sections import build
 from tombola.data.checks import check_source
 from tombola.data.sources import save_tensor_source
 from tombola.engine import search
@@ -17,8 +19,6 @@ from tombola.engine.progress import Progress
 from tombola.engine.request import find_request
 from tombola.engine.search import Request, Result
 from tombola.errors import ConfigError
-from tombola.limits import before_rivals, needs_early_bird, one_way
-from tombola.registry import TASKS
 from tombola.report.page import write_report
 from tombola.tasks.base import Task
 

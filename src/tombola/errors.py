@@ -56,3 +56,16 @@ def unknown(noun: str, name: str, known: Iterable[str], hint: str = "") -> Confi
     if near:
         return ConfigError(f"unknown {noun} {name!r}; did you mean {near[0]}? Known: {exist}")
     return ConfigError(f"unknown {noun} {name!r}; choose from: {exist}")
+
+
+def escape(text: object, limit: int = 120) -> str:
+    """Text from a file, safe to print: control and invisible characters escaped, long text cut."""
+    try:
+        text = str(text)
+    except RecursionError:
+        text = "(nested too deeply to show)"
+    safe = "".join(
+        char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode()
+        for char in text[: limit + 1]
+    )
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."

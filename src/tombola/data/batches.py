@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import rng
 from tombola.errors import ConfigError, DataError
-from tombola.runtime import rng
 
 
 def normalise(images: Tensor) -> Tensor:

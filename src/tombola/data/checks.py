@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tombola.config.registry import DATA, is_file_spec, split_file_spec
 from tombola.errors import ConfigError, DataError, unknown
-from tombola.registry import DATA, is_file_spec, split_file_spec
 
 _KINDS = "png jpg jpeg bmp gif webp tif tiff ppm pgm pbm pnm"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in re.split(" ", _KINDS))

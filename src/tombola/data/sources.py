@@ -8,9 +8,9 @@ A source is a function ``NAME(data_dir: Path | None)``. It returns
 - or ``(images, labels)``;
 - or a ``Raw``, when there is an official test split or the result may be cached.
 
-Register it with ``@tombola.registry.DATA.register("my-data")``, or name it on the command line as
-``--data path/to/file.py:NAME``. Nothing else is needed: cropping, colour, scaling, splits and the
-data hash are done here.
+Register it with ``@tombola.config.registry.DATA.register("my-data")``, or name it on the command
+line as ``--data path/to/file.py:NAME``. Nothing else is needed: cropping, colour, scaling, splits
+and the data hash are done here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola.config.registry import DATA, code_sha256, is_file_spec, split_file_spec
 from tombola.data import cache, checks
 from tombola.data.adapt import Shape
 from tombola.data.checks import NATIVE_CHANNELS, check_source
@@ -35,9 +36,6 @@ from tombola.data.layout import read_layout
 from tombola.data.pixels import pixels
 from tombola.data.splits import SPLITS, Images, Progress, Raw, assemble, data_hash
 from tombola.errors import DataError, UserError
-from tombola.registry import DATA, code_sha256, is_file_spec, split_file_spec
-
-__all__ = ["Images", "Raw", "check_source", "load_images", "native_channels", "save_tensor_source"]
 
 
 def digits(data_dir: Path | None = None) -> Raw:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import LabelledBatches, normalise
-from tombola.data.sources import Images
+from tombola.data.splits import Images
 from tombola.metrics.features import adapt, load_judge, save_judge
 from tombola.metrics.ladder import MAX_TRAIN_IMAGES, gate
 from tombola.models.classifier import (
@@ -27,8 +28,7 @@ from tombola.models.classifier import (
     classification_loss,
     classifier_recipe,
 )
-from tombola.runs.store import CHECKPOINT
-from tombola.runtime import Runtime, seed_everything
+from tombola.store.runs import CHECKPOINT
 from tombola.tasks.base import Networks, Shape, Task
 from tombola.training.checkpoint import load_checkpoint, save_state
 from tombola.training.trainer import Settings, Trainer

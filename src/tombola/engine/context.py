@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from tombola.data.sources import Images, load_images
+from tombola.config.registry import TASKS, code_sha256, is_file_spec, split_file_spec
+from tombola.config.runtime import Runtime
+from tombola.data.sources import load_images
+from tombola.data.splits import Images
 from tombola.errors import ConfigError, DataError
-from tombola.registry import TASKS, code_sha256, is_file_spec, split_file_spec
-from tombola.runs.plan import Node
-from tombola.runs.store import Store
-from tombola.runtime import Runtime
+from tombola.store.graph import Node
+from tombola.store.runs import Store
 from tombola.tasks.base import Task
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config, SearchSection, build
+from tombola.config.learned import LEARNED
+from tombola.config.search import SearchSection
+from tombola.config.sections import Config, build
 from tombola.errors import ConfigError, UserError
-from tombola.learned_config import LEARNED
 
 Told = Mapping[str, Any]
 """What ``config.json`` holds."""

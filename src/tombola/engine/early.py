@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import Runtime
 from tombola.data.batches import normalise, to_uint8
-from tombola.data.sources import Images
+from tombola.data.splits import Images
 from tombola.engine.judging import BATCH, JudgedState, latents_of, networks_in_eval, reals_seen
 from tombola.metrics.features import Judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
-from tombola.runtime import Runtime
 from tombola.tasks.base import Networks, Task
 from tombola.training.trainer import load_any_size
 

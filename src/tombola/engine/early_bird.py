@@ -17,17 +17,18 @@ from tombola.engine.context import Context, commit, diverged
 from tombola.engine.loop import Loop
 from tombola.engine.starts import trainer_of
 from tombola.errors import ConfigError, DivergedError
-from tombola.recipes.thin import forward_macs, thin_networks, thin_plan
-from tombola.recipes.trial import thinner, work_of
-from tombola.runs.plan import Node
-from tombola.runs.store import CHECKPOINT
+from tombola.plan.thin import forward_macs, thin_networks, thin_plan
+from tombola.plan.trial import thinner, work_of
 from tombola.sparsity.compact import Channels, check_cut, random_like, rounded
 from tombola.sparsity.cutting import Cut, shrink
 from tombola.sparsity.earlybird import Watch, overlap, pooled_masks
 from tombola.sparsity.masks import Masks
-from tombola.sparsity.tickets import Ticket, save_tensors, save_ticket
 from tombola.sparsity.watch import from_hex, pack_watch, to_hex, unpack_watch
+from tombola.store.graph import Node
+from tombola.store.runs import CHECKPOINT
+from tombola.store.tensors import save_tensors
 from tombola.tasks.base import Networks
+from tombola.tickets.ticket import Ticket, save_ticket
 from tombola.training.checkpoint import (
     load_checkpoint,
     load_state,

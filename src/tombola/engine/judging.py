@@ -13,25 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola.config.runtime import Runtime, rng
 from tombola.data.batches import normalise, to_uint8
 from tombola.data.grid import GRID_COLUMNS, GRID_ROWS
-from tombola.data.sources import Images
+from tombola.data.splits import Images
 from tombola.metrics.downstream import accuracy, class_shares
-from tombola.metrics.features import (
-    Floats,
-    Judge,
-    find_inception,
-    load_judge,
-    open_inception,
-    shipped_judge,
-)
+from tombola.metrics.features import Floats, Judge, load_judge, open_inception
 from tombola.metrics.frechet import Gaussian, frechet_distance
+from tombola.metrics.judge_files import find_inception, shipped_judge
 from tombola.metrics.own_judge import own_judge
 from tombola.metrics.pairs import MOST_DIMENSIONS, Cloud, compare
 from tombola.metrics.scores import active_units, inception_score
-from tombola.recipes.thin import new_networks
-from tombola.runs.store import Store
-from tombola.runtime import Runtime, rng
+from tombola.plan.thin import new_networks
+from tombola.store.runs import Store
 from tombola.tasks.base import RECONSTRUCTING, Networks, Task
 from tombola.training.checkpoint import load_weights_file
 from tombola.training.trainer import load_any_size, prepare

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tombola.config.runtime import seed_everything
 from tombola.engine.context import Context, commit, diverged
 from tombola.engine.loop import Loop
 from tombola.errors import DivergedError
-from tombola.runs.plan import Node
-from tombola.runs.store import CHECKPOINT
-from tombola.runtime import seed_everything
 from tombola.sparsity.masks import prunable
-from tombola.sparsity.tickets import Ticket, save_ticket
+from tombola.store.graph import Node
+from tombola.store.runs import CHECKPOINT
+from tombola.tickets.ticket import Ticket, save_ticket
 from tombola.training.checkpoint import load_start, load_state
 from tombola.training.learned import MASK_TRAINERS, MaskTrainer
 from tombola.training.scoring import batches_of

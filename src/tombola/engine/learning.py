@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import normalise, to_uint8
-from tombola.data.sources import Images
+from tombola.data.splits import Images
 from tombola.engine.judging import BATCH, networks_in_eval
 from tombola.metrics.downstream import accuracy
 from tombola.metrics.features import Judge
-from tombola.runtime import Runtime, seed_everything
 from tombola.tasks.base import Networks, Task
 
 

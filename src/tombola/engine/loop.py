@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tombola.atomic import sync_path
+from tombola.config.atomic import sync_path
 from tombola.engine.context import Context
 from tombola.errors import EndedError
 from tombola.training.checkpoint import save_state

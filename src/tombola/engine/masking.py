@@ -9,21 +9,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tombola.atomic import replacing, sync_path
+from tombola.config.atomic import replacing, sync_path
+from tombola.config.registry import is_file_spec
 from tombola.engine.context import Context, commit, diverged, unchanged
 from tombola.engine.scoring import mask_at_init, scores_of
 from tombola.engine.starts import trainer_of
 from tombola.errors import TicketError
-from tombola.registry import is_file_spec
-from tombola.runs.plan import Node
-from tombola.sparsity.container import read_manifest, verify_file
 from tombola.sparsity.cost import count_macs
-from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import Masks, count, prunable
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket, load_ticket, save_tensors, save_ticket
-from tombola.sparsity.transfer import carried, grafted
+from tombola.store.container import read_manifest, verify_file
+from tombola.store.graph import Node
+from tombola.store.tensors import save_tensors
 from tombola.tasks.base import Networks, Task
+from tombola.tickets.graft import carried, grafted
+from tombola.tickets.mask_file import load_masks
+from tombola.tickets.ticket import Ticket, load_ticket, save_ticket
 from tombola.training.checkpoint import load_start, load_weights_file, save_state, save_weights
 from tombola.training.scoring import Scored, batches_of, score_weights
 from tombola.training.trainer import load_weights, prepare

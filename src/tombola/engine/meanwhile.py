@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tombola.engine.output import Output
 from tombola.engine.progress import Progress, judgement
 from tombola.errors import EndedError, PreemptedError
-from tombola.recipes.cells import Cell, Plan, keep_done
-from tombola.runs.plan import Node
-from tombola.runs.store import Store
+from tombola.plan.cells import Cell, Plan, keep_done
+from tombola.results.output import Output
+from tombola.store.graph import Node
+from tombola.store.runs import Store
 
 Tables = TypeVar("Tables", bound=Output)
 TABLES_SECONDS, PAGE_SECONDS = 10.0, 60.0

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tombola.engine.rejudging import stand_ins
-from tombola.recipes.cells import Plan
-from tombola.runs.store import Store
+from tombola.plan.cells import Plan
+from tombola.store.runs import Store
 
 
 def prepare_store(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str, str]:

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tombola.errors import ConfigError, TicketError
-from tombola.hub import resolve
-from tombola.recipes.setting import task_class
-from tombola.recipes.thin import of_width
-from tombola.recipes.trial import first_line
-from tombola.registry import TASKS
-from tombola.sparsity.inspection import registered_task
-from tombola.sparsity.layout import shown
+from tombola.config.registry import TASKS
+from tombola.errors import ConfigError, TicketError, escape
+from tombola.plan.setting import task_class
+from tombola.plan.thin import of_width
+from tombola.plan.trial import first_line
 from tombola.sparsity.names import plain_state
-from tombola.sparsity.tickets import load_model_file
 from tombola.tasks.base import Shape, Task
+from tombola.tickets.hub import resolve
+from tombola.tickets.inspection import registered_task
+from tombola.tickets.ticket import load_model_file
 from tombola.training.trainer import load_any_size, load_weights
 
 
@@ -62,7 +61,7 @@ def model_networks(
         load_any_size(networks, weights) if smaller else load_weights(networks, weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise TicketError(
-            f"{path} does not fit task {shown(task)}: {shown(str(error))}; "
+            f"{path} does not fit task {escape(task)}: {escape(str(error))}; "
             "give the task it was trained with"
         ) from error
     for network in networks.values():
@@ -74,7 +73,7 @@ def _narrowed(task: Task, width: Any) -> Task:
     """A task of a width that a file names for one network; ValueError for more than its own."""
     widest = getattr(task, "width", 0)
     if not isinstance(width, int) or not 1 <= width <= widest:
-        raise ValueError(f"its widths_by_network has {shown(width)}, not 1 to {shown(widest)}")
+        raise ValueError(f"its widths_by_network has {escape(width)}, not 1 to {escape(widest)}")
     return of_width(task, width)
 
 
@@ -96,7 +95,7 @@ def check_fit(
             sketch = task.networks(shape)
     except (NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
         if type(task) in map(TASKS.load, TASKS.names()):
-            text = f"its options make no network ({shown(first_line(error))})"
+            text = f"its options make no network ({escape(first_line(error))})"
             raise TicketError(f"{path}: {text}; get the file again") from error
         return  # some networks cannot be made without numbers; loading them checks the rest
     wanted = {
@@ -113,7 +112,7 @@ def check_fit(
             fits = list(have or ()) == want
         if not fits:
             raise TicketError(
-                f"{path} does not fit task {type(task).__name__}: {shown(key)} is "
-                f"{shown(have or 'not')} in the file and {want or 'not'} in the networks; "
+                f"{path} does not fit task {type(task).__name__}: {escape(key)} is "
+                f"{escape(have or 'not')} in the file and {want or 'not'} in the networks; "
                 "give the task, data and options it was made with"
             )

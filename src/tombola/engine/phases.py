@@ -23,16 +23,16 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tombola.engine.output import Output
 from tombola.metrics.rules import by_importance, is_beyond, rule_of
 from tombola.metrics.verdict.decide import summarise
 from tombola.metrics.verdict.losses import OWN_ARMS
 from tombola.metrics.verdict.sentences import percent
 from tombola.metrics.verdict.sequence import LEAST_SEEDS
-from tombola.recipes.cells import Arm, Cell, Plan
-from tombola.recipes.setting import Setting
-from tombola.runs.plan import Graph, Node
-from tombola.runs.store import Store
+from tombola.plan.cells import Arm, Cell, Plan
+from tombola.plan.setting import Setting
+from tombola.results.output import Output
+from tombola.store.graph import Graph, Node
+from tombola.store.runs import Store
 
 
 class Ladder(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tombola.metrics.rules import by_importance, metric_words, rule_of
-from tombola.runs.plan import Node
+from tombola.store.graph import Node
 
 Record = Mapping[str, Any]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import ConfigError
-from tombola.recipes.cells import Plan, course_steps, judged_steps
-from tombola.runs.plan import Graph, Node
-from tombola.runs.store import Store
+from tombola.plan.cells import Plan, course_steps, judged_steps
+from tombola.store.graph import Graph, Node
+from tombola.store.runs import Store
 
 Record = Mapping[str, Any]
 

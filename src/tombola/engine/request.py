@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config
+from tombola.config.registry import file_sha256
+from tombola.config.sections import Config
 from tombola.data.sources import native_channels
 from tombola.engine import search
 from tombola.engine.earlier import DENSE, SEARCH
 from tombola.engine.models import check_fit
 from tombola.engine.search import Request
-from tombola.errors import ConfigError, TicketError
-from tombola.recipes import recipes
-from tombola.recipes.cells import Plan
-from tombola.recipes.setting import Setting, make_task, search_chains
-from tombola.registry import file_sha256
-from tombola.sparsity.layout import shown
-from tombola.sparsity.tickets import read_manifest
+from tombola.errors import ConfigError, TicketError, escape
+from tombola.plan import plans
+from tombola.plan.cells import Plan
+from tombola.plan.setting import Setting, make_task, search_chains
+from tombola.store.container import read_manifest
 from tombola.tasks.base import Task
 
 
@@ -32,7 +31,7 @@ def find_request(config: Config, data_dir: Path | None, out: Path | None, comman
         out=out,
         command=command,
         recipe=SEARCH,
-        planner=recipes.search,
+        planner=plans.search,
         chains=search_chains(config),
     )
 
@@ -58,7 +57,7 @@ def train_request(
             out=out,
             command=command,
             recipe=DENSE,
-            planner=recipes.dense,
+            planner=plans.dense,
             chains=config.search.seeds,
         )
     manifest = read_manifest(ticket)
@@ -82,7 +81,7 @@ def train_request(
 
     def planner(setting: Setting) -> Plan:
         _check_ticket(ticket, manifest, setting)
-        return recipes.from_ticket(setting, facts)
+        return plans.from_ticket(setting, facts)
 
     kind = "compact" if compact else "ticket"
     out = out or search.default_out(config, data_dir, f"{kind}-{sha256[:8]}")
@@ -109,8 +108,8 @@ def _check_ticket(ticket: Path, manifest: Mapping[str, Any], setting: Setting) -
     """TicketError unless a ticket fits the data and the training of a resolved config."""
     if setting.images.sha256 != manifest["data_hash"]:
         raise TicketError(
-            f"{ticket} was found on other images (data {shown(manifest['data'])}, "
-            f"{shown(manifest['data_hash'])[:12]}...) than {setting.images.name} "
+            f"{ticket} was found on other images (data {escape(manifest['data'])}, "
+            f"{escape(manifest['data_hash'])[:12]}...) than {setting.images.name} "
             f"({setting.images.sha256[:12]}...); give the data it was found on"
         )
     if not 0 <= manifest["rewind_step"] < setting.steps:

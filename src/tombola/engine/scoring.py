@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tombola.data.sources import Images
+from tombola.config.runtime import Runtime
+from tombola.data.splits import Images
 from tombola.errors import ConfigError
-from tombola.runtime import Runtime
 from tombola.sparsity.at_init import Losses, grasp, select, snip, synflow
 from tombola.sparsity.criteria import random_scores
 from tombola.sparsity.masks import Masks, ones, prunable

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config
+from tombola.config.registry import EXECUTORS, is_file_spec
+from tombola.config.sections import Config
+from tombola.config.streams import open_streams
 from tombola.data.checks import check_source
+from tombola.engine.context import Context
 from tombola.engine.earlier import (
     first_margins,
     inherit,
@@ -19,24 +22,21 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
-from tombola.engine.executor import Work, carry_out
-from tombola.engine.exports import Exports
+from tombola.engine.executors.protocol import Work, carry_out
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.mending import prepare_store
-from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.phases import Phases
 from tombola.engine.progress import Progress
 from tombola.engine.rejudging import refuse_other_judges
-from tombola.engine.stages import Context
-from tombola.recipes.cells import Plan
-from tombola.recipes.chain import few_draws
-from tombola.recipes.setting import Setting, resolve
-from tombola.registry import EXECUTORS, is_file_spec
-from tombola.runs.lock import locked
-from tombola.runs.plan import Graph, Node
-from tombola.runs.results import Row
-from tombola.runs.store import Store, healed, write_json
-from tombola.streams import open_streams
+from tombola.plan.cells import Plan
+from tombola.plan.chain import few_draws
+from tombola.plan.setting import Setting, resolve
+from tombola.results.exports import Exports
+from tombola.results.output import Output, resolved, task_name
+from tombola.store.graph import Graph, Node
+from tombola.store.lock import locked
+from tombola.store.runs import Store, healed, write_json
+from tombola.store.tables import Row
 
 EXECUTOR = "local"
 """The registered executor that carries out every graph."""

@@ -29,11 +29,11 @@ from tombola.engine.loop import Loop
 from tombola.engine.masking import import_ticket, mask, rewind, scores, transfer
 from tombola.engine.starts import trainer_of
 from tombola.errors import DivergedError
-from tombola.recipes.cells import course_steps, judged_steps
-from tombola.recipes.thin import thinned
-from tombola.recipes.trial import work_of
-from tombola.runs.plan import Node
-from tombola.runs.store import CHECKPOINT
+from tombola.plan.cells import course_steps, judged_steps
+from tombola.plan.thin import thinned
+from tombola.plan.trial import work_of
+from tombola.store.graph import Node
+from tombola.store.runs import CHECKPOINT
 from tombola.training.checkpoint import (
     WEIGHTS,
     load_checkpoint,
@@ -42,8 +42,6 @@ from tombola.training.checkpoint import (
     save_weights,
 )
 from tombola.training.trainer import Trainer, under
-
-__all__ = ["STAGES", "Context", "execute"]
 
 
 def execute(node: Node, context: Context) -> None:

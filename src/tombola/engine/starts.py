@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from tombola.config.runtime import rng, seed_everything
 from tombola.engine.context import Context
-from tombola.recipes.thin import new_networks, thinned
-from tombola.runs.plan import Node
-from tombola.runtime import rng, seed_everything
-from tombola.sparsity.compacting import compact
+from tombola.plan.thin import new_networks, thinned
 from tombola.sparsity.cutting import resize
-from tombola.sparsity.maskfile import load_masks
 from tombola.sparsity.masks import Masks, erk, shuffle
-from tombola.sparsity.tickets import Ticket, load_ticket
+from tombola.store.graph import Node
+from tombola.tickets.compact import compact
+from tombola.tickets.mask_file import load_masks
+from tombola.tickets.ticket import Ticket, load_ticket
 from tombola.training.checkpoint import WEIGHTS, load_state
 from tombola.training.scoring import batches_of
 from tombola.training.trainer import Settings, Trainer, named_state, under

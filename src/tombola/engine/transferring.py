@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config
+from tombola.config.sections import Config
+from tombola.config.streams import open_streams
 from tombola.engine.earlier import (
     SEARCH_AND_TRANSFER,
     inherit,
@@ -19,10 +20,8 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
-from tombola.engine.exports import Exports
 from tombola.engine.meanwhile import Known, Meanwhile, part_of
 from tombola.engine.mending import prepare_store
-from tombola.engine.output import Output, resolved, task_name
 from tombola.engine.progress import Progress
 from tombola.engine.rejudging import refuse_other_judges
 from tombola.engine.search import (
@@ -33,18 +32,20 @@ from tombola.engine.search import (
     context_fields,
     gone_if_refused,
 )
-from tombola.engine.spending import behind, spent
 from tombola.metrics.transfers import transfer_verdicts
-from tombola.recipes import recipes, transfer
-from tombola.recipes.cells import Plan
-from tombola.recipes.setting import Setting, resolve
-from tombola.recipes.transfer import Route, TicketFacts
-from tombola.runs.lock import locked
-from tombola.runs.results import Row, write_costs, write_results
-from tombola.runs.store import Store, finite, healed, write_json
-from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
-from tombola.runs.unfinished import in_progress
-from tombola.streams import open_streams
+from tombola.plan import transfer
+from tombola.plan.cells import Plan
+from tombola.plan.plans import search as plan_search
+from tombola.plan.setting import Setting, resolve
+from tombola.plan.transfer import Route, TicketFacts
+from tombola.results.exports import Exports
+from tombola.results.output import Output, resolved, task_name
+from tombola.results.spending import behind, spent
+from tombola.store.lock import locked
+from tombola.store.runs import Store, finite, healed, write_json
+from tombola.store.tables import Row, write_costs, write_results
+from tombola.store.transfer_tables import TRANSFERRED, RouteKey, as_ticket, rows_of
+from tombola.store.unfinished import in_progress
 
 Settings = dict[str, Setting]
 
@@ -88,7 +89,7 @@ class TransferRequest:
             out=self.out,
             command=self.command,
             recipe=self.recipe,
-            planner=recipes.search,
+            planner=plan_search,
             chains=self.chains,
             inputs=self.inputs,
         )
@@ -142,7 +143,7 @@ def _plans(request: TransferRequest, settings: Settings) -> dict[str, Plan]:
         return {route.target: transfer.from_file(settings[route.target], route, request.ticket)}
     plans = transfer.between(settings, request.routes)
     if request.search:
-        found = recipes.search(settings[request.main])
+        found = plan_search(settings[request.main])
         transfer.joined(plans, found)
         plans = {request.main: found, **plans}
     return plans

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tombola.config import Config
+from tombola.config.registry import file_sha256
+from tombola.config.sections import Config
 from tombola.errors import ConfigError
 from tombola.loops.book import Book, Facts, Round, rewind_steps
 from tombola.loops.earlier import meaning_of
 from tombola.loops.reading import check_records, files_of
-from tombola.registry import file_sha256
 
 SEED = "{seed}"
 """What stands for the seed in the words of the script's command."""
@@ -142,7 +142,11 @@ def describe(request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 def _estimates(book: Book, whole: Sequence[Round], left: int) -> list[str]:
     """Time and disk, by the trainings that are there, and what a margin needs."""
-    from tombola.dry_run import disk, disk_bytes, seeds_line  # torch, not needed to be refused
+    from tombola.engine.dry_run import (  # torch, not needed to be refused
+        disk,
+        disk_bytes,
+        seeds_line,
+    )
 
     seconds = [made.seconds + (made.eval_seconds or 0.0) for made in whole if not made.not_run]
     lines = ["work: MACs are not known, as the script trains in its own way"]

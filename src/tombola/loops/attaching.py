@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tombola.config.runtime import state_hash
 from tombola.errors import ConfigError, UserError
 from tombola.loops import averages, listening, orders
 from tombola.loops.book import TICKET
@@ -32,9 +33,8 @@ from tombola.loops.ending import Ending
 from tombola.loops.measured import Measured
 from tombola.loops.modules import checked
 from tombola.loops.orders import Order
-from tombola.runtime import state_hash
 from tombola.sparsity.masks import Masks, prunable
-from tombola.sparsity.tickets import load_ticket
+from tombola.tickets.ticket import load_ticket
 from tombola.training.checkpoint import save_weights
 from tombola.training.starting import Start
 from tombola.training.trainer import named_state

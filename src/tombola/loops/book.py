@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tombola.config.values import content_hash, parse_rewind, percent_of
 from tombola.errors import ConfigError
 from tombola.loops.earlier import Earlier
-from tombola.runs.store import Store
-from tombola.values import content_hash, parse_rewind, percent_of
+from tombola.store.runs import Store
 
 T = TypeVar("T")
 

@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.config.registry import code_sha256, is_library
+from tombola.config.runtime import tensor_hash
 from tombola.loops.bytecode import (
     asked_of_process,
     code_word,
@@ -32,8 +34,6 @@ from tombola.loops.bytecode import (
     names_read,
     short_hash,
 )
-from tombola.registry import code_sha256, is_library
-from tombola.runtime import tensor_hash
 
 OPAQUE = "?"
 """Stands first in what is told of a thing that cannot be told again."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tombola.config.runtime import generators_as_found, seed_everything, state_hash
 from tombola.engine.search import Result, absent, gone_if_refused
 from tombola.errors import ConfigError, TicketError
 from tombola.loops import averages
@@ -37,11 +38,10 @@ from tombola.loops.options import (
     pool_of,
 )
 from tombola.loops.rounds import make_rounds
-from tombola.runs.lock import locked
-from tombola.runs.results import read_results
-from tombola.runtime import generators_as_found, seed_everything, state_hash
 from tombola.sparsity.hold import Hold
-from tombola.sparsity.tickets import Ticket, save_ticket
+from tombola.store.lock import locked
+from tombola.store.tables import read_results
+from tombola.tickets.ticket import Ticket, save_ticket
 from tombola.training.checkpoint import load_weights_file, save_weights
 from tombola.training.trainer import named_state
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from tombola.config.runtime import rng
 from tombola.loops.book import FINAL, REWIND, TICKET, Book
-from tombola.runtime import rng
 from tombola.sparsity.criteria import magnitude
 from tombola.sparsity.masks import Masks, shuffle
 from tombola.sparsity.names import plain_parameters
 from tombola.sparsity.select import top
-from tombola.sparsity.tickets import Ticket, load_ticket
+from tombola.tickets.ticket import Ticket, load_ticket
 from tombola.training.checkpoint import load_weights_file
 
 

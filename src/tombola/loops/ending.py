@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tombola.config.runtime import state_hash
 from tombola.errors import ConfigError
 from tombola.loops import averages, orders
 from tombola.loops.book import FINAL, GRID, REWIND
 from tombola.loops.clock import Clock
 from tombola.loops.measured import Measured, judged_by, save_images, surroundings
 from tombola.loops.orders import Order
-from tombola.runs.store import write_json
-from tombola.runtime import state_hash
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks
+from tombola.store.runs import write_json
 from tombola.training.checkpoint import save_weights
 from tombola.training.trainer import named_state
 

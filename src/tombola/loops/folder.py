@@ -11,17 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tombola.atomic import write_atomic
-from tombola.engine.surroundings import git_commit, versions
+from tombola.config.atomic import write_atomic
+from tombola.config.surroundings import git_commit, versions
 from tombola.errors import ConfigError
 from tombola.loops.book import CONFIG, FINAL, GRID, TICKET, Book, Round
 from tombola.metrics.rules import Rule, fixed_margins, own_rules
 from tombola.metrics.verdict.decide import summarise
 from tombola.report.page import write_report
-from tombola.runs.results import CostRow, Row, write_costs, write_results
-from tombola.runs.store import write_json, write_log
 from tombola.sparsity.masks import collapsed
-from tombola.sparsity.tickets import load_ticket, save_model, save_ticket
+from tombola.store.runs import write_json, write_log
+from tombola.store.tables import CostRow, Row, write_costs, write_results
+from tombola.tickets.ticket import load_ticket, save_model, save_ticket
 from tombola.training.checkpoint import load_weights_file
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tombola.atomic import write_atomic
+from tombola.config.atomic import write_atomic
 from tombola.errors import ConfigError
 from tombola.metrics.rules import rule_of
-from tombola.runs.results import DIVERGED, NOT_RUN
+from tombola.store.tables import DIVERGED, NOT_RUN
 
 SHARE = 0.10
 """Margin of a metric that has no rule of its own, as a share of the dense mean, unless given."""

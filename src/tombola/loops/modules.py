@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tombola.config.runtime import generators_as_found, seed_everything
 from tombola.errors import ConfigError
 from tombola.loops.draws import permute
-from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.names import networks_of
 from tombola.training.trainer import load_weights, named_state
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from tombola.config import MOST
+from tombola.config.limits import ascending, distinct, integer
+from tombola.config.runtime import state_hash
+from tombola.config.search import MOST
+from tombola.config.values import coerce, decimal_fraction, split_networks
 from tombola.errors import ConfigError, unknown
-from tombola.limits import ascending, distinct, integer
 from tombola.loops.book import CONTROLS, Facts, rewind_steps
 from tombola.loops.capture import captured, opaque, structure
 from tombola.loops.modules import Modules
-from tombola.recipes.setting import MAX_STEPS
-from tombola.runtime import state_hash
+from tombola.plan.setting import MAX_STEPS
 from tombola.sparsity.masks import prunable
-from tombola.values import coerce, decimal_fraction, split_networks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tombola.atomic import alive
+from tombola.config.atomic import alive
 from tombola.errors import ConfigError
-from tombola.runs.store import write_json
+from tombola.store.runs import write_json
 
 VARIABLE = "TOMBOLA_ROUND"
 """Environment variable: the folder of the round that the process is to make."""

@@ -10,9 +10,9 @@ import ast
 from collections.abc import Sequence
 from pathlib import Path
 
+from tombola.config.registry import code_files
 from tombola.errors import ConfigError
 from tombola.metrics.rules import rule_of
-from tombola.registry import code_files
 
 CONFIGS = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg", ".conf")
 """How the names of files end that a script is told its settings by."""

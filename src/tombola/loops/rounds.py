@@ -12,7 +12,7 @@ from typing import Any
 from tombola.engine.mending import describe_again
 from tombola.loops.book import Book
 from tombola.loops.folder import write_folder
-from tombola.runs.store import healed
+from tombola.store.runs import healed
 
 Which = tuple[str, int, int]
 

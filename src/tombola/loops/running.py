@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tombola.config.surroundings import own_source
 from tombola.engine.search import absent, gone_if_refused
-from tombola.engine.surroundings import own_source
 from tombola.errors import ConfigError
 from tombola.loops import orders
 from tombola.loops.asking import DIR, Request, command_of
@@ -24,8 +24,8 @@ from tombola.loops.book import TICKET, Book, Round
 from tombola.loops.draws import chain_ended, ticket_of
 from tombola.loops.folder import write_config
 from tombola.loops.rounds import Which, make_rounds
-from tombola.runs.lock import locked
-from tombola.sparsity.tickets import save_ticket
+from tombola.store.lock import locked
+from tombola.tickets.ticket import save_ticket
 
 OWN = "own"
 """Folder of OUT with a folder for each training, where the script's words ask for it."""

@@ -33,18 +33,6 @@ from tombola.metrics.judge_files import (
 )
 from tombola.models.classifier import IMAGE_SIZE, NETWORKS, Classifier
 
-__all__ = [
-    "Judge",
-    "adapt",
-    "classifier_judge",
-    "find_inception",
-    "load_judge",
-    "open_inception",
-    "open_judge",
-    "save_judge",
-    "shipped_judge",
-]
-
 BATCH_SIZE = 500
 """Images in one pass; fixed, so that equal images give equal bytes."""
 INCEPTION_FEATURES = 2048

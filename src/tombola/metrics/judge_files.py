@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from tombola.atomic import write_atomic
+from tombola.config.atomic import write_atomic
 from tombola.errors import ConfigError, DataError
 
 INCEPTION_FILE = "inception-2015-12-05.pt"

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tombola.config.runtime import rng
 from tombola.metrics.downstream import accuracy
 from tombola.metrics.features import Judge
 from tombola.metrics.frechet import Gaussian, frechet_distance
 from tombola.metrics.judge_files import ACCURACY_GATES
-from tombola.runtime import rng
 
 MAX_TRAIN_IMAGES = 10_000
 MAX_JUDGE_IMAGES = 2_500

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tombola.config.registry import FEATURES, code_sha256, split_file_spec
+from tombola.config.runtime import state_hash
+from tombola.config.values import content_hash
 from tombola.errors import ConfigError, UserError
 from tombola.metrics.features import Judge
-from tombola.registry import FEATURES, code_sha256, split_file_spec
-from tombola.runtime import state_hash
-from tombola.values import content_hash
 
 TRIED = 8
 """Images on which a network is tried before anything else is done."""

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tombola.config.values import parse_margin
 from tombola.errors import ConfigError, unknown
-from tombola.values import parse_margin
 
 CURVE_ONLY = (
     "discriminator_loss",

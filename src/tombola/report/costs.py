@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tombola.report.curves import DENSE, Drawn, arm_order, key_of, label_of, level_of
 from tombola.report.tables import NONE, Table, mean_of, number
-from tombola.runs.results import CostRow
+from tombola.store.tables import CostRow
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tombola.metrics.intervals import interval
 from tombola.metrics.verdict.losses import OWN_ARMS, SearchKey, belongs, search_name
-from tombola.runs.results import DIVERGED, NOT_RUN, KeyColumns, Row, columns
+from tombola.store.tables import DIVERGED, NOT_RUN, KeyColumns, Row, columns
 
 DENSE, TICKET = "dense", "ticket"
 ARMS = (

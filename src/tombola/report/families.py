@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tombola.report.curves import DENSE, Curve, Drawn, Point, file_name, folder_of, key_of
 from tombola.report.pictures import Gallery, Level
-from tombola.runs.results import KeyColumns
+from tombola.store.tables import KeyColumns
 
 _WATCHED = re.compile(r"(.+)-c([0-9.]+(?:e-[0-9]+)?)(?:-(fp32|bf16|fp16))?")
 """What a watch is called in summary.json: ``curves.folder_of``."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tombola.atomic import write_atomic
+from tombola.config.atomic import write_atomic
 from tombola.errors import ConfigError, DataError
 from tombola.report import shapes
-from tombola.runs.results import (
+from tombola.store.tables import (
     DIVERGED,
     CostRow,
     KeyColumns,

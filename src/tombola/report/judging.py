@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tombola.config.values import parse_margin
 from tombola.errors import ConfigError, DataError
 from tombola.metrics.rules import Rule, changed_margins, fixed_margins, metric_kind
 from tombola.metrics.transfers import transfer_verdicts
@@ -14,10 +15,9 @@ from tombola.metrics.verdict.evidence import failed_gates, larger_than_cut
 from tombola.metrics.verdict.losses import DEFAULT_CONTROLS
 from tombola.metrics.verdict.tables import judge_table
 from tombola.report.folder import Folder, read_folder
-from tombola.runs.results import CostRow, Row
-from tombola.runs.store import finite, write_json
-from tombola.runs.transfers import TRANSFERRED, RouteKey, as_ticket, rows_of
-from tombola.values import parse_margin
+from tombola.store.runs import finite, write_json
+from tombola.store.tables import CostRow, Row
+from tombola.store.transfer_tables import TRANSFERRED, RouteKey, as_ticket, rows_of
 
 
 def verdict(

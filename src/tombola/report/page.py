@@ -39,8 +39,8 @@ from tombola.report.settling import drawing_of
 from tombola.report.techniques import Technique, techniques_of, techniques_table
 from tombola.report.template import render_page
 from tombola.report.viewers import share_name, viewers_of
-from tombola.runs.results import CostRow, Row
-from tombola.runs.unfinished import progress_text
+from tombola.store.tables import CostRow, Row
+from tombola.store.unfinished import progress_text
 
 REPORT = "report.html"
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}

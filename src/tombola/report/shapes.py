@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tombola.report.curves import key_of
-from tombola.runs.results import KeyColumns
+from tombola.store.tables import KeyColumns
 
 Shape = Callable[[Any, str], None]
 """Raises UnfitError, with the place, for a value of another shape."""

@@ -24,8 +24,8 @@ from tombola.report.curves import (
     level_of,
 )
 from tombola.report.families import forced_text, shown_name
-from tombola.runs.results import DIVERGED, NOT_RUN, Row
-from tombola.runs.unfinished import so_far
+from tombola.store.tables import DIVERGED, NOT_RUN, Row
+from tombola.store.unfinished import so_far
 
 NONE = "-"
 

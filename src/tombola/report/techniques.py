@@ -19,7 +19,7 @@ from tombola.metrics.verdict.sentences import percent
 from tombola.report.costs import count, unit_of
 from tombola.report.curves import DENSE, TICKET, Curve, Drawn, Point, arm_order, key_of
 from tombola.report.tables import NONE, Table, mean_of, metric_label, number, spread_text
-from tombola.runs.results import CostRow
+from tombola.store.tables import CostRow
 
 
 @dataclass(frozen=True, kw_only=True)

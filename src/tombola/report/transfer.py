@@ -18,9 +18,9 @@ from tombola.report.curves import curves_csv, curves_of
 from tombola.report.folder import Folder
 from tombola.report.pictures import data_uri
 from tombola.report.tables import NONE, Table, levels_of, metric_label, number
-from tombola.runs.results import Row
-from tombola.runs.transfers import RouteKey, rows_of, without_transfers
-from tombola.runs.unfinished import so_far
+from tombola.store.tables import Row
+from tombola.store.transfer_tables import RouteKey, rows_of, without_transfers
+from tombola.store.unfinished import so_far
 
 Summary = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from tombola.metrics.verdict.sentences import percent
 from tombola.report.curves import label_of
 from tombola.report.families import Family, in_tables, levels_at, merged_gallery
 from tombola.report.pictures import BUDGET_BYTES, Gallery, Level, Picture, embedded, gallery_of
-from tombola.runs.results import Row
+from tombola.store.tables import Row
 
 _LEAST_BYTES = 300_000
 """What the pictures may take however much else there is."""

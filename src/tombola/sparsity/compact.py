@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tombola.errors import ConfigError, TicketError
-from tombola.runtime import rng
+from tombola.config.runtime import rng
+from tombola.errors import ConfigError, TicketError, escape
 from tombola.sparsity.channels import Group, channel_groups
 from tombola.sparsity.cutting import Cut, Inputs, Slice
-from tombola.sparsity.layout import shown
 from tombola.sparsity.masks import Masks
 from tombola.sparsity.names import plain_parameters
 from tombola.sparsity.proof import prove
@@ -124,14 +123,14 @@ class Channels:
                         raise _divided(place.tensor)
             if group.name in found and not bool(found[group.name].any()):
                 raise TicketError(
-                    f"the ticket takes away every channel of {shown(group.name)}; give a ticket of "
-                    "method early-bird, which keeps at least one of each layer"
+                    f"the ticket takes away every channel of {escape(group.name)}; give a ticket "
+                    "of method early-bird, which keeps at least one of each layer"
                 )
         covered = {p.tensor for g in self.groups for p in _ranked(g)}
         strange = [name for name in masks if name not in covered]
         if strange:
             raise TicketError(
-                f"the mask of {shown(strange[0])} is on no channels that can be cut from these "
+                f"the mask of {escape(strange[0])} is on no channels that can be cut from these "
                 "networks; give the networks the ticket was made from"
             )
         return found
@@ -146,7 +145,7 @@ def _bits(mask: Tensor, place: Slice) -> Tensor:
     """Which channels a mask keeps at a place, (n,); TicketError if it does not fit there."""
     if mask.shape[place.dim : place.dim + 1] != (place.size,):
         raise TicketError(
-            f"the mask of {shown(place.tensor)} is {list(mask.shape)}, but the network has "
+            f"the mask of {escape(place.tensor)} is {list(mask.shape)}, but the network has "
             f"{place.size} channels there; give the networks it was made from"
         )
     rows = mask.movedim(place.dim, 0).flatten(1) if mask.dim() > 1 else mask[:, None]
@@ -158,7 +157,7 @@ def _bits(mask: Tensor, place: Slice) -> Tensor:
 
 def _divided(tensor: str) -> TicketError:
     return TicketError(
-        f"the mask of {shown(tensor)} divides channels that go together; give a ticket of method "
+        f"the mask of {escape(tensor)} divides channels that go together; give a ticket of method "
         "early-bird for these networks"
     )
 
@@ -261,7 +260,7 @@ def cut_of(
     pruned = sorted({name.partition(".")[0] for name in masks})
     if missing := [name for name in pruned if name not in networks]:
         raise TicketError(
-            f"the ticket is of network {shown(missing[0])}, which was not given; "
+            f"the ticket is of network {escape(missing[0])}, which was not given; "
             f"it was given {', '.join(networks)}"
         )
     asked = inputs_given(networks, pruned, inputs, manifest)
@@ -315,8 +314,8 @@ def _named(name: str, named: object) -> Inputs:
         if 0 not in sizes and sum(sizes) <= MOST_VALUES:
             return tuple(torch.zeros(2, *shape, device="cpu") for shape in shapes)
     raise TicketError(
-        f"the ticket's inputs of {shown(name)} are {shown(shapes)}, which is no list of shapes of "
-        "a sensible size; get the file again, or give inputs"
+        f"the ticket's inputs of {escape(name)} are {escape(shapes)}, which is no list of shapes "
+        "of a sensible size; get the file again, or give inputs"
     )
 
 

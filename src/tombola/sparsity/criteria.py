@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tombola.runtime import rng
+from tombola.config.runtime import rng
 from tombola.sparsity.masks import Masks
 
 

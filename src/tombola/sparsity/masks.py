@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from tombola.config.runtime import rng
 from tombola.errors import ConfigError, unknown
-from tombola.runtime import rng
 from tombola.sparsity.effective import check_layers, masked_tensor
 from tombola.sparsity.names import plain_parameters, walk
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tombola.errors import TicketError
-from tombola.sparsity.tickets import load_tensors, save_tensors
+from tombola.store.tensors import load_tensors, save_tensors
 from tombola.training.trainer import Trainer, under
 
 WEIGHTS = "network."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tombola.runtime import Runtime
+from tombola.config.runtime import Runtime
 
 PREFIX = "scaler."
 """What its scalars are called in a training's state."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.config.registry import CRITERIA
+from tombola.config.runtime import generators_as_found, seed_everything
 from tombola.data.batches import Batches, LabelledBatches, blank
-from tombola.data.sources import Images
+from tombola.data.splits import Images
 from tombola.errors import ConfigError, UserError
-from tombola.registry import CRITERIA
-from tombola.runtime import generators_as_found, seed_everything
 from tombola.sparsity.criteria import Loss
 from tombola.sparsity.cutting import Inputs, copied
 from tombola.sparsity.masks import Masks

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.config.runtime import Runtime, derive_seed
 from tombola.data.batches import blank
 from tombola.errors import ConfigError, DivergedError, TicketError
-from tombola.runtime import Runtime, derive_seed
 from tombola.sparsity.cutting import resize
 from tombola.sparsity.hold import Hold
 from tombola.sparsity.masks import Masks

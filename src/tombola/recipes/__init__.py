@@ -1,1 +1,0 @@
-"""Experiments as functions that return a graph of runs."""

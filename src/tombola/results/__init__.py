@@ -1,0 +1,1 @@
+"""What a search came to: tables, tickets, models and what each cost."""

@@ -1,1 +1,0 @@
-"""The graph of runs, and the store that keeps them."""

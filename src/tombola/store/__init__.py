@@ -1,0 +1,1 @@
+"""What lies on the disk: runs under their names, tables, and tensors without pickle."""
