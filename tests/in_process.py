@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from tombola.engine import search
+from tombola.config.registry import EXECUTORS
+from tombola.engine.executors.protocol import Serial
 from tombola.loops import attaching, orders, running
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of this test run here; see ``Restored`` for what they change."""
-    monkeypatch.setattr(search, "EXECUTOR", "serial")
+    monkeypatch.setitem(EXECUTORS._entries, "local", Serial)
 
 
 class Restored:

@@ -684,7 +684,7 @@ def test_names_options_paths_and_headers_are_checked_before_torch_is_imported(in
     cases = {name: words_of(case, inputs)[0] for name, case in FIRST.items()}
     code = """
 import contextlib, io, json, sys
-from tombola import cli, words
+from tombola.cli import command_line as cli, words
 from tombola.data import checks
 words._DRIVERS = ()
 checks.can_download = lambda: False

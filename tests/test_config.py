@@ -377,6 +377,7 @@ MORE = {
     "judge.downstream": "resnet18",
     "run.workers": 2,
     "run.keep": "all",
+    "run.executor": "serial",
 }
 """What each value that may differ can become; from an empty one where that alone is free."""
 BEFORE = {
@@ -386,7 +387,7 @@ BEFORE = {
     "judge.validation_samples": 0,
     "judge.fakes": 0,
 }
-BOTH_WAYS = {"search.stop_after", "search.anyway", "run.workers", "run.keep"}
+BOTH_WAYS = {"search.stop_after", "search.anyway", "run.workers", "run.keep", "run.executor"}
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

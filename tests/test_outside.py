@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from tombola.config.registry import EXECUTORS
 from tombola.config.runtime import Runtime, seed_everything
 from tombola.data.batches import Batches, LabelledBatches
 from tombola.engine import search
-from tombola.engine.executors.protocol import Serial
 from tombola.errors import ConfigError
 from tombola.plan.setting import make_task
 from tombola.sparsity.masks import prunable
@@ -217,10 +215,14 @@ def test_a_task_that_is_told_labels_is_searched_and_needs_data_that_have_them(tm
         find(tmp_path / "bare", f"{file}:Told", data=bare)
 
 
-class Threaded:
-    """Each run in a thread of its own, one at a time: what an executor of one's own looks like."""
+THREADED = """
+import threading
 
-    names: list[str] = []
+from tombola.engine.executors.protocol import Serial
+
+
+class Threaded:
+    names = []
 
     def __init__(self, work):
         self.serial, self.thread = Serial(work), None
@@ -246,13 +248,34 @@ class Threaded:
             self.thread = None
 
 
-def test_executors_give_the_same_bytes_wherever_they_carry_runs_out(tmp_path, monkeypatch):
-    task = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE"
-    EXECUTORS.register("threads")(Threaded)
+class Halfway:
+    def __init__(self, work):
+        pass
+
+    def submit(self, node):
+        pass
+"""
+
+
+def test_executors_give_the_same_bytes_wherever_they_carry_runs_out(tmp_path):
+    task, file = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE", tmp_path / "threaded.py"
+    file.write_text(THREADED)
     tables = {}
-    for name in ("serial", "threads", "local"):
-        monkeypatch.setattr(search, "EXECUTOR", name)
-        find(tmp_path / name, task)
-        tables[name] = (tmp_path / name / "results.csv").read_bytes()
-    assert tables["serial"] == tables["threads"] == tables["local"]
-    assert Threaded.names.count("train") == 2
+    for name in ("serial", f"{file}:Threaded", "local"):
+        out = tmp_path / name[-6:]
+        find(out, task, executor=name)
+        tables[name] = (out / "results.csv").read_bytes()
+    assert len(set(tables.values())) == 1
+    assert EXECUTORS.load(f"{file}:Threaded").names.count("train") == 2
+    # Where runs are carried out is no part of what they are: the folder is taken up anywhere.
+    again = find(tmp_path / "serial", task, executor=f"{file}:Threaded")
+    assert again.summary["runs"]["trained"] == 0
+
+
+def test_an_executor_that_is_none_is_refused(tmp_path):
+    task, file = f"{Path(__file__).parent / 'toy_task.py'}:TinyAE", tmp_path / "threaded.py"
+    file.write_text(THREADED)
+    with pytest.raises(ConfigError, match=r"is no executor: it has no free, wait, cancel;"):
+        find(tmp_path / "half", task, executor=f"{file}:Halfway")
+    with pytest.raises(ConfigError, match=r"unknown executor 'ray'; choose from: local, serial"):
+        find(tmp_path / "ray", task, executor="ray")

@@ -44,6 +44,7 @@ COMMON = {
     "--data",
     "--data-dir",
     "--device",
+    "--executor",
     "--dry-run",
     "--epochs",
     "--json",
@@ -152,7 +153,7 @@ SECTIONS = {
         "features",
     },
     "verdict": {"margins"},
-    "run": {"workers", "threads", "device", "keep"},
+    "run": {"workers", "threads", "device", "keep", "executor"},
 }
 
 TASK = {

@@ -45,6 +45,7 @@ FIND_KEYS = {
     "threads": "run",
     "device": "run",
     "keep": "run",
+    "executor": "run",
 }
 """Option of ``find`` -> the config section it belongs to."""
 
@@ -64,8 +65,8 @@ def find(
     ``task``: a registered name, ``path/to/file.py:Class``, or a Task class from a file. ``data``: a
     source's name (default: digits), a uint8 tensor (N, C, H, W), or a Dataset. ``options``: rounds,
     rate, sparsity, seeds, method, rewind, prune, controls, controls_at, draws, stop_after, anyway,
-    epochs, steps, precision, preset, workers, threads, device, keep. ``settings``: tables as in a
-    config file, which ``options`` win over. UserError for bad input.
+    epochs, steps, precision, preset, workers, threads, device, keep, executor. ``settings``: tables
+    as in a config file, which ``options`` win over. UserError for bad input.
     """
     tables = _tables(settings)
     options = {name: value for name, value in options.items() if value is not None}

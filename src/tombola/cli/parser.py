@@ -279,6 +279,7 @@ def _add_common(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
     add("--config", metavar="FILE.toml", help="a config as --dry-run prints it")
     add("--workers", type=int, metavar="N", help="processes (default: up to the cores)")
     add("--threads", type=int, metavar="N", help="threads of each (default: cores / workers)")
+    add("--executor", metavar="NAME", help="local (default), serial, or path/file.py:NAME")
     add("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i (default: auto)")
     add("--precision", metavar="LIST", help="fp32, bf16, fp16 on CUDA (default: fp32)")
     add("--keep", metavar="all", help="keep every trained network and judged state")

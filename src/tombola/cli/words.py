@@ -53,6 +53,7 @@ _FLAGS = {
     "threads": ("run", "threads"),
     "device": ("run", "device"),
     "keep": ("run", "keep"),
+    "executor": ("run", "executor"),
 }
 """Option -> (section, key) of the config."""
 

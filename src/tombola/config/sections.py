@@ -14,7 +14,7 @@ from typing import Any
 
 from tombola.config.learned import LEARNED, GatesSection, GradualSection
 from tombola.config.limits import distinct, integer, number, one_of, some
-from tombola.config.registry import DATA, FEATURES, TASKS, is_file_spec
+from tombola.config.registry import DATA, EXECUTORS, FEATURES, TASKS, is_file_spec
 from tombola.config.search import (
     MOST,
     PruneSection,
@@ -164,8 +164,11 @@ class RunSection:
     """auto, cpu, cuda or cuda:i."""
     keep: str = "final"
     """final, or all: every trained network and every state that was judged."""
+    executor: str = "local"
+    """Where runs are carried out: local (workers), serial (this process), or path/file.py:NAME."""
 
     def __post_init__(self) -> None:
+        EXECUTORS.check(self.executor)
         integer("run.workers", self.workers, low=0, high=MOST)
         integer("run.threads", self.threads, low=0, high=MOST)
         one_of("keep", self.keep, ("final", "all"))

@@ -80,6 +80,7 @@ MAY_DIFFER: Mapping[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("judge", "features"): (_begins, "it can only be added"),
     ("run", "workers"): (_is_free, ""),
     ("run", "keep"): (_is_free, ""),
+    ("run", "executor"): (_is_free, ""),
 }
 """Values that may differ when a folder is taken up again: how, and how that is said."""
 

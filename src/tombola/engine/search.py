@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tombola.config.registry import EXECUTORS, is_file_spec
+from tombola.config.registry import is_file_spec
 from tombola.config.sections import Config
 from tombola.config.streams import open_streams
 from tombola.data.checks import check_source
@@ -22,7 +22,7 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
-from tombola.engine.executors.protocol import Work, carry_out
+from tombola.engine.executors.protocol import Work, carry_out, open_executor
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.mending import prepare_store
 from tombola.engine.phases import Phases
@@ -37,9 +37,6 @@ from tombola.store.graph import Graph, Node
 from tombola.store.lock import locked
 from tombola.store.runs import Store, healed, write_json
 from tombola.store.tables import Row
-
-EXECUTOR = "local"
-"""The registered executor that carries out every graph."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ def carry_graph(
             lost=progress.lose,
             note=progress.note,
         )
-        carry_out(work, EXECUTORS.load(EXECUTOR)(work))
+        carry_out(work, open_executor(setting.config.run.executor, work))
     finally:
         progress.end()
     trained = (node.hash for node in plan.graph if node.kind == "train")

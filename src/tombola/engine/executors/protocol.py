@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from tombola.config.registry import is_file_spec, split_file_spec
+from tombola.config.registry import EXECUTORS, is_file_spec, split_file_spec
 from tombola.engine.executors.agenda import Agenda
 from tombola.engine.executors.losses import TRIES, Losses, describe_loss, what_was_lost
 from tombola.errors import ConfigError, UserError
@@ -75,6 +75,21 @@ class Executor(Protocol):
     def cancel(self, *, grace: bool) -> None:
         """End all that is under way; with grace it may take seconds to save what it has."""
         ...
+
+
+def open_executor(spec: str, work: Work) -> Executor:
+    """The executor behind a name or ``path/file.py:NAME``, told what to carry out.
+
+    ConfigError if what lies there is none.
+    """
+    made = EXECUTORS.load(spec)(work)
+    parts = ("free", "submit", "wait", "cancel")
+    if lacking := [name for name in parts if not hasattr(made, name)]:
+        raise ConfigError(
+            f"executor {spec} is no executor: it has no {', '.join(lacking)}; docs/extending.md "
+            "shows one"
+        )
+    return cast(Executor, made)
 
 
 def carry_out(work: Work, executor: Executor) -> list[str]:
