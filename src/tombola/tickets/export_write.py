@@ -50,9 +50,11 @@ def traced(network: nn.Module, inputs: Tensor) -> ExportedProgram:
         try:
             return torch.export.export(network, (inputs,), dynamic_shapes=batch, strict=strict)
         except Exception as error:  # whatever a user's network raises, or torch of it
-            reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+            first, *rest = f"{type(error).__name__}: {error}".splitlines()
+            guards = [line.strip(" -") for line in rest if line.lstrip().startswith("- ")]
+            reason = reason or " ".join((first, *guards[:1]))
     raise ConfigError(
-        f"torch cannot trace the network for any number of images ({escape(reason)}); "
+        f"torch cannot trace the network for any number of images ({escape(reason, 400)}); "
         "write its forward without Python that depends on the values or number of its inputs"
     )
 
