@@ -87,6 +87,7 @@ COMMANDS = {
     "figure": {"DIR", "--images", "--sparsity", "--readme", "--json"},
     "list": {"{tasks,data,methods,metrics}", "--json"},
     "doctor": {"--data-dir", "--json"},
+    "status": {"DIR", "--watch", "--json"},
     "reproduce": {"NAME", "--scale", "--table", "--kept", "--data-dir", "--json"},
     "run": {
         "--controls",

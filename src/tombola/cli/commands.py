@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tombola.engine.search import Request, Result
 
 
+WATCH_SECONDS = 5.0
 MOST_SAMPLES = 100_000
 """More images than this, a file each, are a slip of the hand."""
 
@@ -211,6 +213,24 @@ def do_verify(options: argparse.Namespace) -> int:
         lines += rebuild(options.file, *asked, data_dir_of(options), Bar()).splitlines()
     found = {"file": options.file, "format": header.format, "sound": True, "rebuilt": lines[1:]}
     return answer(options, found, "\n".join(lines))
+
+
+def do_status(options: argparse.Namespace) -> int:
+    """``tombola status``."""
+    out = _run_directory(options.dir)
+    from tombola.store.status import read_status, status_text
+
+    shown = ""
+    while True:
+        found = read_status(out)
+        text = status_text(out, found)
+        if text != shown:
+            answer(options, found, text)
+            options.stdout.flush()
+        if not options.watch or found["state"] != "running":
+            return 0
+        shown = text
+        time.sleep(WATCH_SECONDS)
 
 
 def do_report(options: argparse.Namespace) -> int:

@@ -53,6 +53,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     _add_verify(command("verify", "Check a file's format, checksum and masks; exit 0 if sound."))
     _add_publish(command("publish", "Put a ticket or model file on the Hugging Face hub."))
     _add_report(command("report", "Write report.html again from what is there."))
+    _add_status(command("status", "How far is a search, wherever it runs? What is under way?"))
     _add_verdict(command("verdict", "What do anybody's results say? A CSV file, judged."))
     _add_figure(command("figure", "Draw what each arm makes at each sparsity: PNG and SVG."))
     _add_reproduce(command("reproduce", "The paper's claims, tables and figures: list, run, hold."))
@@ -64,6 +65,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     doctor.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or TOMBOLA_DATA)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser, dict(sub.choices)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dir", metavar="DIR", help="the folder of a search, on a disk that this machine sees")
+    add("--watch", action="store_true", help="again every few seconds while it runs")
+    add("--json", action="store_true", help="print one JSON object, with --watch one a line")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from tombola.engine.mending import prepare_store
 from tombola.engine.phases import Phases
 from tombola.engine.progress import Progress
 from tombola.engine.rejudging import refuse_other_judges
+from tombola.engine.status_file import StatusFile
 from tombola.plan.cells import Plan
 from tombola.plan.chain import few_draws
 from tombola.plan.setting import Setting, resolve
@@ -113,7 +114,7 @@ def run(
     ``page`` is called with the folder now and then, when its tables are of what is done so far.
     """
     open_streams()
-    progress = progress or Progress()
+    progress = StatusFile(progress or Progress(), request.out)
     made = absent(request.out)
     with locked(request.out, progress.note) as lock:
         with gone_if_refused((*request.made, *made)):

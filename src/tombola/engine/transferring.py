@@ -32,6 +32,7 @@ from tombola.engine.search import (
     context_fields,
     gone_if_refused,
 )
+from tombola.engine.status_file import StatusFile
 from tombola.metrics.transfers import transfer_verdicts
 from tombola.plan import transfer
 from tombola.plan.cells import Plan
@@ -159,7 +160,7 @@ def run(
     ``page`` is called with the folder now and then, when its tables are of what is done so far.
     """
     open_streams()
-    progress = progress or Progress()
+    progress = StatusFile(progress or Progress(), request.out)
     made = absent(request.out)
     with locked(request.out, progress.note) as lock:
         with gone_if_refused(made):
