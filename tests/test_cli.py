@@ -359,7 +359,8 @@ def test_a_dry_run_prints_a_config_that_gives_the_same_runs(
 def test_a_dry_run_leaves_to_the_next_machine_what_the_machine_decides(tmp_path, quick_probe):
     words = ["find", TASK, "--threads", "1", "--out", tmp_path / "out", "--dry-run"]
     asked = json.loads(call(*words, "--json")[1])["config"]["run"]
-    assert asked == {"workers": 0, "threads": 1, "device": "auto", "keep": "final"}
+    wanted = {"workers": 0, "threads": 1, "device": "auto", "keep": "final", "executor": "local"}
+    assert asked == wanted
 
 
 def test_a_dry_run_counts_what_is_left(found, quick_probe):
