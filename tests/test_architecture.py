@@ -35,7 +35,7 @@ RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
 FILE_LINES, FUNCTION_LINES, POSITIONAL, ARGUMENTS = 400, 60, 6, 8
 ROOMS, FLOORS = 20, 8
 """Names at the top of the package, and floors: at most so many."""
-SOURCE_LINES = 36_720
+SOURCE_LINES = 36_721
 """Lines of all Python files of the package, as ``wc -l`` counts them; to be 23,500. More only in a
 commit that raises the number and says why."""
 SLACK_LINES = 100

@@ -277,5 +277,6 @@ def test_an_executor_that_is_none_is_refused(tmp_path):
     file.write_text(THREADED)
     with pytest.raises(ConfigError, match=r"is no executor: it has no free, wait, cancel;"):
         find(tmp_path / "half", task, executor=f"{file}:Halfway")
+    assert not (tmp_path / "half").exists()
     with pytest.raises(ConfigError, match=r"unknown executor 'ray'; choose from: local, serial"):
         find(tmp_path / "ray", task, executor="ray")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 WATCH_SECONDS = 5.0
+"""How often ``status --watch`` looks."""
 MOST_SAMPLES = 100_000
 """More images than this, a file each, are a slip of the hand."""
 

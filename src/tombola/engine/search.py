@@ -22,7 +22,7 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
-from tombola.engine.executors.protocol import Work, carry_out, open_executor
+from tombola.engine.executors.protocol import Work, carry_out, load_executor
 from tombola.engine.meanwhile import Known, Meanwhile, count_trainings, part_of
 from tombola.engine.mending import prepare_store
 from tombola.engine.phases import Phases
@@ -84,6 +84,7 @@ def prepare(request: Request) -> tuple[Setting, Plan]:
     """Resolve a request against what its folder has already, and plan its runs."""
     earlier = read_earlier(request.out)
     config = inherit(request.config, earlier)
+    load_executor(config.run.executor)  # a file of the user's is read before anything is written
     setting = resolve(config, request.data_dir, request.chains)
     setting = dataclasses.replace(
         setting,
@@ -208,7 +209,7 @@ def carry_graph(
             lost=progress.lose,
             note=progress.note,
         )
-        carry_out(work, open_executor(setting.config.run.executor, work))
+        carry_out(work, load_executor(setting.config.run.executor)(work))
     finally:
         progress.end()
     trained = (node.hash for node in plan.graph if node.kind == "train")

@@ -20,6 +20,7 @@ from tombola.engine.earlier import (
     refuse_changes,
     watched_groups,
 )
+from tombola.engine.executors.protocol import load_executor
 from tombola.engine.meanwhile import Known, Meanwhile, part_of
 from tombola.engine.mending import prepare_store
 from tombola.engine.progress import Progress
@@ -121,6 +122,7 @@ def prepare(request: TransferRequest) -> tuple[Settings, dict[str, Plan]]:
         for name, config in request.configs.items()
     }
     main = settings[request.main]
+    load_executor(main.config.run.executor)
     watched = watched_groups(main.config, earlier)
     settings[request.main] = dataclasses.replace(main, watched=watched)
     if earlier is not None:

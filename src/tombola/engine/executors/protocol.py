@@ -77,19 +77,16 @@ class Executor(Protocol):
         ...
 
 
-def open_executor(spec: str, work: Work) -> Executor:
-    """The executor behind a name or ``path/file.py:NAME``, told what to carry out.
-
-    ConfigError if what lies there is none.
-    """
-    made = EXECUTORS.load(spec)(work)
+def load_executor(spec: str) -> Callable[[Work], Executor]:
+    """The executor class behind a name or ``path/file.py:NAME``; ConfigError for what is none."""
+    made = EXECUTORS.load(spec)
     parts = ("free", "submit", "wait", "cancel")
     if lacking := [name for name in parts if not hasattr(made, name)]:
         raise ConfigError(
             f"executor {spec} is no executor: it has no {', '.join(lacking)}; docs/extending.md "
             "shows one"
         )
-    return cast(Executor, made)
+    return cast(Callable[[Work], Executor], made)
 
 
 def carry_out(work: Work, executor: Executor) -> list[str]:
